@@ -1,0 +1,74 @@
+"""The variables a launcher sets for the job. Names and meaning here; nobody else reads FTJOB_* in the job."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Final, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from job.contract.errors import BadInput
+from job.contract.layout import Uri, check_run_id
+
+PREFIX: Final = "FTJOB_"
+
+
+class JobEnviron(BaseModel):
+    """What the job is told. Field `run_id` travels as FTJOB_RUN_ID, and so on."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    run_id: str
+    bucket: Uri
+    workdir: str = Field(description="Local folder of the run: spool of checkpoints, caches. Survives on one machine.")
+    heartbeat_seconds: float = Field(default=15.0, gt=0, description="Longest silence of a live attempt.")
+    grace_seconds: float = Field(
+        default=25.0, gt=0, description="From a notice to the kill: GCP gives 30 s, SkyPilot 30 s, AWS 120 s."
+    )
+    final_retry_seconds: float = Field(
+        default=300.0, gt=0, description="How long the end of a run waits for a store that is out of reach."
+    )
+    threads: int = Field(
+        default=1,
+        ge=1,
+        description="CPU threads of torch. Sums depend on it, so a run keeps one number for life.",
+    )
+    image_digest: str | None = None
+    git_commit: str | None = None
+    infra: dict[str, str] = Field(default_factory=dict, description="Where the attempt runs, for the records; JSON.")
+
+    @classmethod
+    def read(cls, variables: Mapping[str, str]) -> Self:
+        """What these variables say.
+
+        Raises:
+            BadInput: one is missing or unusable, by its name.
+        """
+        data: dict[str, object] = {
+            field: variables[name]
+            for field in cls.model_fields
+            if (name := PREFIX + field.upper()) in variables and variables[name] != ""
+        }
+        try:
+            if "infra" in data:
+                data["infra"] = json.loads(str(data["infra"]))
+            environ = cls.model_validate(data)
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = PREFIX + str(first["loc"][0]).upper()
+            raise BadInput(
+                f"environment variable {name}: {first['msg']}", hint="the job is started by `ftjob launch`"
+            ) from error
+        except json.JSONDecodeError as error:
+            raise BadInput(f"environment variable {PREFIX}INFRA is not JSON: {error}") from error
+        check_run_id(environ.run_id)
+        return environ
+
+    def variables(self) -> dict[str, str]:
+        """The same as environment variables; absent values are left out."""
+        dumped = self.model_dump(mode="json", exclude_none=True)
+        return {
+            PREFIX + field.upper(): json.dumps(value) if isinstance(value, dict) else str(value)
+            for field, value in dumped.items()
+        }

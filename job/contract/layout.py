@@ -1,0 +1,156 @@
+"""Every key in the bucket. Nothing else builds keys.
+
+runs/<run_id>/
+  recipe.json                              the run: resolved recipe and dataset digests (create-only)
+  attempts/0001.json                       claim of an attempt (create-only)
+  attempts/0001.end.json                   how it ended (create-only; absent when it was killed)
+  checkpoints/step-00000400-a0001/...      files of a checkpoint
+  checkpoints/step-00000400-a0001.json     its manifest (create-only): its existence is the commit
+  metrics/a0001-000123.jsonl               what happened, in whole objects; also the heartbeat
+  adapter/a0002/...                        files of an adapter
+  adapter.json                             its manifest (create-only): its existence is the publication
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Final, NewType, Self
+
+from job.contract.errors import BadInput
+
+Key = NewType("Key", str)
+"""Name of an object in a store: relative, slash-separated, no empty, "." or ".." part."""
+
+Uri = NewType("Uri", str)
+"""What people write: s3://bucket/prefix or file:///folder."""
+
+RUNS: Final = Key("runs/")
+
+_RUN_ID = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
+_CHECKPOINT = re.compile(r"step-(\d{8})-a(\d{4})")
+_CLAIM = re.compile(r"attempts/(\d{4})\.json")
+_END = re.compile(r"attempts/(\d{4})\.end\.json")
+_METRICS = re.compile(r"metrics/a(\d{4})-(\d{6})\.jsonl")
+_MANIFEST = re.compile(r"checkpoints/(step-\d{8}-a\d{4})\.json")
+_CHECKPOINT_FILE = re.compile(r"checkpoints/(step-\d{8}-a\d{4})/(.+)")
+
+
+def check_run_id(run_id: str) -> str:
+    """The id itself, if it is one.
+
+    Raises:
+        BadInput: it is not 1-63 characters of a-z, 0-9 and "-", starting and ending with a letter or digit (the rule
+            of DNS labels, RFC 1123: such a name is safe in paths, keys, labels and cluster names).
+    """
+    if not _RUN_ID.fullmatch(run_id):
+        raise BadInput(f"{run_id!r} is not a run id", hint="1-63 characters of a-z, 0-9 and '-', no '-' at either end")
+    return run_id
+
+
+@dataclass(frozen=True, order=True)
+class CheckpointName:
+    """A checkpoint's name. Ordered by step, then attempt: the greatest is the newest."""
+
+    step: int
+    attempt: int
+
+    def __str__(self) -> str:
+        return f"step-{self.step:08d}-a{self.attempt:04d}"
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """The name that a text spells; ValueError otherwise."""
+        match = _CHECKPOINT.fullmatch(text)
+        if match is None:
+            raise ValueError(f"{text!r} is not the name of a checkpoint")
+        return cls(step=int(match[1]), attempt=int(match[2]))
+
+
+@dataclass(frozen=True)
+class RunLayout:
+    """The keys of one run."""
+
+    run_id: str
+
+    def __post_init__(self) -> None:
+        check_run_id(self.run_id)
+
+    @property
+    def root(self) -> Key:
+        return Key(f"{RUNS}{self.run_id}/")
+
+    @property
+    def recipe(self) -> Key:
+        return Key(f"{self.root}recipe.json")
+
+    @property
+    def attempts(self) -> Key:
+        return Key(f"{self.root}attempts/")
+
+    def claim(self, attempt: int) -> Key:
+        return Key(f"{self.attempts}{attempt:04d}.json")
+
+    def end(self, attempt: int) -> Key:
+        return Key(f"{self.attempts}{attempt:04d}.end.json")
+
+    @property
+    def checkpoints(self) -> Key:
+        return Key(f"{self.root}checkpoints/")
+
+    def checkpoint_files(self, name: CheckpointName) -> Key:
+        return Key(f"{self.checkpoints}{name}/")
+
+    def checkpoint_file(self, name: CheckpointName, file: str) -> Key:
+        return Key(f"{self.checkpoint_files(name)}{file}")
+
+    def checkpoint_manifest(self, name: CheckpointName) -> Key:
+        return Key(f"{self.checkpoints}{name}.json")
+
+    @property
+    def metrics(self) -> Key:
+        return Key(f"{self.root}metrics/")
+
+    def metrics_object(self, attempt: int, sequence: int) -> Key:
+        return Key(f"{self.metrics}a{attempt:04d}-{sequence:06d}.jsonl")
+
+    def adapter_files(self, attempt: int) -> Key:
+        return Key(f"{self.root}adapter/a{attempt:04d}/")
+
+    def adapter_file(self, attempt: int, file: str) -> Key:
+        return Key(f"{self.adapter_files(attempt)}{file}")
+
+    @property
+    def adapter_manifest(self) -> Key:
+        return Key(f"{self.root}adapter.json")
+
+    # Readers of listings. A key that is none of ours is None: other people's objects are left alone.
+
+    def _relative(self, key: str) -> str:
+        return key.removeprefix(self.root) if key.startswith(self.root) else ""
+
+    def claimed_attempt(self, key: str) -> int | None:
+        match = _CLAIM.fullmatch(self._relative(key))
+        return int(match[1]) if match else None
+
+    def ended_attempt(self, key: str) -> int | None:
+        match = _END.fullmatch(self._relative(key))
+        return int(match[1]) if match else None
+
+    def committed_checkpoint(self, key: str) -> CheckpointName | None:
+        match = _MANIFEST.fullmatch(self._relative(key))
+        return CheckpointName.parse(match[1]) if match else None
+
+    def checkpoint_of_file(self, key: str) -> CheckpointName | None:
+        match = _CHECKPOINT_FILE.fullmatch(self._relative(key))
+        return CheckpointName.parse(match[1]) if match else None
+
+    def metrics_position(self, key: str) -> tuple[int, int] | None:
+        match = _METRICS.fullmatch(self._relative(key))
+        return (int(match[1]), int(match[2])) if match else None
+
+
+def run_of_recipe_key(key: str) -> str | None:
+    """The run id whose recipe.json this key is; None for any other key."""
+    match = re.fullmatch(re.escape(RUNS) + rf"({_RUN_ID.pattern})/recipe\.json", key)
+    return match[1] if match else None

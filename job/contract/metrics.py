@@ -1,0 +1,102 @@
+"""The lines of metrics/*.jsonl: what happened, in the order it happened. Also the heartbeat of an attempt."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from job.contract.errors import Damaged
+
+
+class Line(BaseModel):
+    """One event; `at` is UTC by the clock of the machine that wrote it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    at: AwareDatetime
+
+
+class Heartbeat(Line):
+    """Alive, and in which phase."""
+
+    event: Literal["heartbeat"] = "heartbeat"
+    phase: str
+
+
+class Restored(Line):
+    """Where the attempt began: at a checkpoint, or at step 0."""
+
+    event: Literal["restored"] = "restored"
+    step: int
+    checkpoint: str | None
+    total_steps: int
+    epochs: int
+    train_rows: int
+
+
+class Step(Line):
+    """One optimizer step."""
+
+    event: Literal["step"] = "step"
+    step: int
+    epoch: float
+    loss: float
+    grad_norm: float
+    learning_rate: float
+    tokens: int
+    """Tokens through the model in this step, padding excluded."""
+    seconds: float
+    rows: tuple[int, ...]
+    """Line numbers of the dataset rows trained on: the sample ledger."""
+
+
+class Evaluated(Line):
+    """The held-out rows were evaluated."""
+
+    event: Literal["evaluated"] = "evaluated"
+    step: int
+    epoch: int
+    held_out_loss: float
+
+
+class Committed(Line):
+    """A checkpoint became restorable."""
+
+    event: Literal["committed"] = "committed"
+    checkpoint: str
+    step: int
+    size: int
+    blocking_seconds: float
+    """For how long the training stood still for it."""
+    seconds: float
+    """From the decision to save until the commit."""
+
+
+class Published(Line):
+    """The adapter was published."""
+
+    event: Literal["published"] = "published"
+    step: int
+
+
+MetricLine = Annotated[Heartbeat | Restored | Step | Evaluated | Committed | Published, Field(discriminator="event")]
+
+_LINE: TypeAdapter[MetricLine] = TypeAdapter(MetricLine)
+
+
+def dump_lines(lines: list[MetricLine]) -> bytes:
+    """The lines as JSONL."""
+    return b"".join(line.model_dump_json().encode() + b"\n" for line in lines)
+
+
+def parse_lines(data: bytes, *, name: str) -> list[MetricLine]:
+    """The lines of one metrics object; `name` is what errors call it.
+
+    Raises:
+        Damaged: a line is not one of ours.
+    """
+    try:
+        return [_LINE.validate_json(line) for line in data.splitlines() if line.strip()]
+    except ValidationError as error:
+        raise Damaged(f"{name} holds a line that is not a metric: {error.errors()[0]['msg']}") from error

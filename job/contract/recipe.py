@@ -1,0 +1,263 @@
+"""The Recipe: what to train. Frozen, closed (unknown keys are refused), with the bound beside each default.
+
+Sources of the defaults, quoted at each field:
+  [QLoRA]    Dettmers et al. 2023, arXiv:2305.14314: NF4, double quantisation, all linear layers, constant-ish
+             2e-4 for 7B-13B and 1e-4 for 33B-65B (table 9).
+  [LoRA]     Hu et al. 2021, arXiv:2106.09685.
+  [DoRA]     Liu et al. 2024, arXiv:2402.09353.
+  [guides]   five practitioners' guides of 2026: rank 16, alpha 2 x rank, cosine, warmup 3-10 %, effective batch
+             8-16, 1-3 epochs, length 2048, packing, 10-20 % held out, loss on assistant tokens only.
+  [resume]   Young 1974 / Daly 2006: the interval between checkpoints that wastes least is sqrt(2 C M).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from job.contract.errors import RecipeInvalid
+
+TINY_MODEL: Final = "builtin:tiny"
+"""Id of the tiny random Llama that ftjob carries for the quickstart and for tests."""
+
+LARGE_MODEL_PARAMETERS: Final = 30_000_000_000
+"""From this size on "auto" means 1e-4: [QLoRA] table 9 uses 1e-4 for 33B and 65B, 2e-4 below."""
+
+
+class Section(BaseModel):
+    """A frozen, closed part of the recipe."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class BaseModelRef(Section):
+    """Which weights the adapter is trained on."""
+
+    id: str = Field(
+        min_length=1,
+        description=f'Hub id ("meta-llama/Llama-3.1-8B-Instruct"), a local folder ("./my-model", "/models/x"), '
+        f'or "{TINY_MODEL}" (a tiny random model for trying things out).',
+    )
+    revision: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Branch, tag or commit on the hub; for hub ids only. It is pinned to a commit at launch.",
+    )
+
+    @model_validator(mode="after")
+    def _revision_is_for_the_hub(self) -> Self:
+        if self.revision is not None and not self.is_on_hub:
+            raise ValueError("revision is for hub ids only: a local folder is identified by the digests of its files")
+        return self
+
+    @property
+    def is_on_hub(self) -> bool:
+        """Whether the id names a repository on the hub, rather than a folder or the built-in model."""
+        return self.id != TINY_MODEL and not self.id.startswith(("/", "./", "../", "~"))
+
+
+class DatasetRef(Section):
+    """Where the rows are."""
+
+    train: str = Field(
+        min_length=1,
+        description="Uri of a JSONL file: s3://bucket/key, file:///path, or a path relative to the recipe. "
+        'One object a line: {"messages": [{"role": ..., "content": ...}]} or {"prompt": ..., "completion": ...}.',
+    )
+    held_out: Annotated[float, Field(gt=0, le=0.5)] | Annotated[str, Field(min_length=1)] | None = Field(
+        default=0.1,
+        description="Uri of a second JSONL file, or the fraction of rows to hold out (0-0.5), or null for none. "
+        "Default 0.1: 10-20 % [guides]; the rows are chosen by training.seed.",
+    )
+
+
+class Lora(Section):
+    """The adapter's shape."""
+
+    rank: int = Field(default=16, ge=1, le=512, description="Default 16 [guides]; 32-64 for broad adaptation.")
+    alpha: int = Field(default=32, ge=1, le=2048, description="Scaling is alpha / rank. Default 2 x rank [guides].")
+    dropout: float = Field(
+        default=0.0, ge=0, lt=1, description="Default 0 [guides]; 0.05 on small data [QLoRA, 33B and 65B]."
+    )
+    target_modules: Literal["all-linear"] | tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        default="all-linear",
+        description='Default "all-linear": adapting every linear layer is what matches full fine-tuning [QLoRA].',
+    )
+    dora: bool = Field(default=False, description="Weight-decomposed LoRA [DoRA]: about +1 % quality, slower.")
+
+    @model_validator(mode="after")
+    def _targets_something(self) -> Self:
+        if self.target_modules == ():
+            raise ValueError('target_modules is empty: nothing would be trained; leave it out for "all-linear"')
+        return self
+
+
+class EarlyStopping(Section):
+    """Stop when the held-out loss has not improved for `patience` epochs."""
+
+    patience: int = Field(default=1, ge=1, le=100, description="Epochs without improvement that are tolerated.")
+    min_delta: float = Field(default=0.0, ge=0, description="Smallest fall of the held-out loss that counts, in nats.")
+
+
+class Training(Section):
+    """How to train."""
+
+    epochs: int = Field(default=3, ge=1, le=1000, description="Default 3 [guides: 1-3]; the best epoch is delivered.")
+    learning_rate: Annotated[float, Field(gt=0, le=1)] | Literal["auto"] = Field(
+        default="auto", description='Default "auto": 2e-4, and 1e-4 from 30B parameters on [QLoRA table 9].'
+    )
+    scheduler: Literal["cosine", "linear", "constant", "constant_with_warmup"] = Field(
+        default="cosine", description="Default cosine [guides]."
+    )
+    warmup_ratio: float = Field(default=0.03, ge=0, le=0.5, description="Default 0.03 [QLoRA; guides: 3-10 %].")
+    batch_size: int = Field(default=2, ge=1, le=1024, description="Sequences per forward pass [guides: 1-4].")
+    gradient_accumulation: int = Field(
+        default=4,
+        ge=1,
+        le=4096,
+        description="Forward passes per optimizer step. Effective batch 2 x 4 = 8 [guides: 8-16].",
+    )
+    max_length: int = Field(
+        default=2048, ge=16, le=1_048_576, description="Tokens per sequence. Default 2048 [guides]."
+    )
+    packing: bool = Field(
+        default=True,
+        description="Fill sequences with several rows, isolated from each other. Default true [guides].",
+    )
+    seed: int = Field(default=42, ge=0, le=2**32 - 1, description="Decides the order, the split, the init and dropout.")
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = Field(
+        default="adamw",
+        description="Default adamw (fp32 states): a LoRA's state is small; the 8-bit ones are for the edge of memory.",
+    )
+    weight_decay: float = Field(default=0.0, ge=0, le=1, description="Default 0 [QLoRA].")
+    max_grad_norm: float = Field(default=0.3, gt=0, le=100, description="Gradient clipping. Default 0.3 [QLoRA].")
+    early_stopping: EarlyStopping | None = Field(
+        default=None,
+        description="Absent: all epochs run. Needs held-out rows. The best epoch is delivered either way.",
+    )
+
+
+class Checkpoints(Section):
+    """When to commit. Every epoch always; between epochs by the clock; and on a preemption notice."""
+
+    minutes: Annotated[float, Field(gt=0, le=24 * 60)] | Literal["auto"] = Field(
+        default="auto",
+        description='Minutes between commits. Default "auto": sqrt(2 C M) from the measured cost of a save [resume].',
+    )
+    keep: int = Field(default=3, ge=2, le=1000, description="Newest checkpoints kept; at least 2, so that one may rot.")
+
+
+class Output(Section):
+    """Where everything lands."""
+
+    bucket: str | None = Field(
+        default=None,
+        min_length=1,
+        description="s3://bucket/prefix or file:///folder. Absent: the default bucket of the person's settings.",
+    )
+
+
+class Recipe(Section):
+    """What to train."""
+
+    base_model: BaseModelRef
+    dataset: DatasetRef
+    method: Literal["qlora", "lora"] = Field(
+        default="qlora",
+        description="qlora: 4-bit NF4 base, double quantisation [QLoRA]; lora: 16-bit base [LoRA].",
+    )
+    lora: Lora = Field(default_factory=Lora)
+    training: Training = Field(default_factory=Training)
+    checkpoints: Checkpoints = Field(default_factory=Checkpoints)
+    output: Output = Field(default_factory=Output)
+
+    @model_validator(mode="after")
+    def _early_stopping_has_something_to_watch(self) -> Self:
+        if self.training.early_stopping is not None and self.dataset.held_out is None:
+            raise ValueError("training.early_stopping needs held-out rows: set dataset.held_out (a fraction or a uri)")
+        return self
+
+    def digest(self) -> str:
+        """Sha256 of what decides the weights: everything but where it lands and how often it is saved."""
+        decisive = self.model_dump(mode="json", exclude={"output", "checkpoints"})
+        return hashlib.sha256(json.dumps(decisive, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def resolve_learning_rate(recipe: Recipe, parameters: int) -> float:
+    """The learning rate to use on a base model of this many parameters ([QLoRA] table 9)."""
+    rate = recipe.training.learning_rate
+    if rate == "auto":
+        return 1e-4 if parameters >= LARGE_MODEL_PARAMETERS else 2e-4
+    return rate
+
+
+def read_recipe(path: Path) -> Recipe:
+    """The recipe in a file.
+
+    Raises:
+        RecipeInvalid: it cannot be read, is not JSON (with line and column), or breaks a bound (with every key).
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise RecipeInvalid(f"recipe {path} does not exist", hint="start from examples/quickstart.json") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeInvalid(f"recipe {path} cannot be read: {error}") from error
+    return parse_recipe(text, name=str(path))
+
+
+def parse_recipe(text: str, *, name: str) -> Recipe:
+    """The recipe in a text; `name` is what errors call it.
+
+    Raises:
+        RecipeInvalid: as `read_recipe`.
+    """
+    try:
+        data = json.loads(text, object_pairs_hook=_no_duplicate_keys)
+    except json.JSONDecodeError as error:
+        raise RecipeInvalid(
+            f"recipe {name} is not JSON: {error.msg} at line {error.lineno} column {error.colno}",
+            hint="`ftjob schema` prints the JSON Schema that editors complete and check against",
+        ) from error
+    except _DuplicateKeyError as error:
+        raise RecipeInvalid(f"recipe {name} has the key {error.args[0]!r} twice", hint="keep one") from error
+    if isinstance(data, dict):
+        data.pop("$schema", None)  # editors find the JSON Schema through it
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        raise RecipeInvalid(
+            f"recipe {name}: " + "; ".join(_describe(detail) for detail in error.errors()),
+            hint="`ftjob schema` lists every key with its bounds",
+        ) from error
+
+
+class _DuplicateKeyError(Exception):
+    pass
+
+
+def _no_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    seen: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in seen:
+            raise _DuplicateKeyError(key)
+        seen[key] = value
+    return seen
+
+
+def _describe(detail: Any) -> str:
+    # The tags of a union's members ("float", "constrained-str") are pydantic's words, not the person's.
+    places = [
+        str(part) for part in detail["loc"] if not str(part).startswith(("float", "str", "constrained", "literal"))
+    ]
+    where = ".".join(places) or "the whole"
+    if detail["type"] == "extra_forbidden":
+        return f"{where} is not a key of a recipe"
+    if detail["type"] == "missing":
+        return f"{where} is missing"
+    shown = "" if isinstance(detail["input"], dict | list) else f" (it is {detail['input']!r})"
+    return f"{where}: {detail['msg'].removeprefix('Value error, ')}{shown}"

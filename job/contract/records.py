@@ -1,0 +1,268 @@
+"""What is stored: JSON with a schema_version. Frozen and closed; times are UTC, sizes bytes, digests sha256 hex."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+
+from job.contract.errors import Damaged
+from job.contract.layout import CheckpointName
+from job.contract.outcome import Outcome
+from job.contract.recipe import Recipe
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Part(BaseModel):
+    """A frozen, closed value."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Record(Part):
+    """A value with a place of its own in the bucket."""
+
+    schema_version: Literal[1] = 1
+
+    def to_bytes(self) -> bytes:
+        return self.model_dump_json(indent=2).encode() + b"\n"
+
+    @classmethod
+    def from_bytes(cls, data: bytes, *, name: str) -> Self:
+        """The record in these bytes; `name` is what errors call it.
+
+        Raises:
+            Damaged: the bytes are not such a record.
+        """
+        try:
+            return cls.model_validate_json(data)
+        except ValidationError as error:
+            raise Damaged(
+                f"{name} is not a readable {cls.__name__}: {error.errors()[0]['msg']}",
+                hint="it was cut short, changed, or written by another version of ftjob",
+            ) from error
+
+
+class FileDigest(Part):
+    """One file: its size in bytes and its sha256."""
+
+    size: int = Field(ge=0)
+    sha256: Sha256
+
+
+class DatasetDigest(Part):
+    """A JSONL file as it was at launch. A resume on other bytes is refused."""
+
+    uri: str
+    sha256: Sha256
+    size: int = Field(ge=0)
+    rows: int = Field(ge=1)
+
+
+class RunRecord(Record):
+    """recipe.json: the run. Written by the launcher before anything is started."""
+
+    run_id: str
+    created_at: AwareDatetime
+    recipe: Recipe
+    recipe_digest: Sha256
+    train: DatasetDigest
+    held_out: DatasetDigest | None
+    ftjob: str
+
+
+class Hardware(Part):
+    """What an attempt ran on."""
+
+    device: Literal["cpu", "cuda"]
+    name: str
+    memory_bytes: int = Field(ge=0)
+    count: int = Field(ge=1)
+
+
+class Versions(Part):
+    """What computed. Another value of any of these may change bits, so a resume names it and refuses."""
+
+    python: str
+    torch: str
+    transformers: str
+    peft: str
+    bitsandbytes: str
+    trl: str
+    accelerate: str
+    datasets: str
+    tokenizers: str
+    numpy: str
+    ftjob: str
+
+
+class Identity(Part):
+    """All that decides the bits of a run. Equal identities, equal adapters.
+
+    `hardware` is compared too, but a difference is a warning: a spot run may move to another GPU model, and is then
+    the same run statistically, not bit for bit.
+    """
+
+    recipe: Sha256
+    train: Sha256
+    held_out: Sha256 | None
+    tokens: Sha256
+    base_model: Sha256
+    world_size: int = Field(ge=1)
+    threads: int = Field(ge=1)
+    versions: Versions
+    hardware: Hardware
+
+
+class AttemptClaim(Record):
+    """attempts/0001.json: one life of the job begins. Create-only: of two racers one gets the number."""
+
+    attempt: int = Field(ge=1)
+    nonce: str
+    claimed_at: AwareDatetime
+    pid: int
+    host: str
+    hardware: Hardware | None
+    infra: dict[str, str]
+
+
+class AttemptEnd(Record):
+    """attempts/0001.end.json: how it ended, by its own word. A killed attempt has none."""
+
+    attempt: int = Field(ge=1)
+    nonce: str
+    ended_at: AwareDatetime
+    outcome: Outcome
+    step: int = Field(ge=0)
+    message: str
+    hint: str = ""
+
+
+class CheckpointManifest(Record):
+    """checkpoints/step-….json: every file with its digest. Its existence is the commit."""
+
+    step: int = Field(ge=0)
+    attempt: int = Field(ge=1)
+    epoch: float = Field(ge=0)
+    reason: Literal["epoch", "interval", "notice"]
+    created_at: AwareDatetime
+    finished: bool
+    held_out_loss: float | None
+    identity: Identity
+    files: dict[str, FileDigest]
+
+    @property
+    def name(self) -> CheckpointName:
+        return CheckpointName(step=self.step, attempt=self.attempt)
+
+
+class AdapterManifest(Record):
+    """adapter.json: the published adapter. Create-only: of two overlapping attempts one publishes."""
+
+    attempt: int = Field(ge=1)
+    complete: bool
+    created_at: AwareDatetime
+    step: int = Field(ge=0)
+    epoch: float = Field(ge=0)
+    held_out_loss: float | None
+    files: dict[str, FileDigest]
+
+
+class StepLoss(Part):
+    """The training loss of one optimizer step: mean over its trained tokens, in nats."""
+
+    step: int
+    epoch: float
+    loss: float
+
+
+class EpochResult(Part):
+    """What an epoch ended with."""
+
+    epoch: int
+    step: int
+    held_out_loss: float | None
+
+
+class AttemptSummary(Part):
+    """One life of the job, as far as its records tell."""
+
+    attempt: int
+    started_at: AwareDatetime
+    ended_at: AwareDatetime | None
+    """By its own word; for a killed attempt the last sign of life."""
+    ended: str
+    """An outcome; "killed" when it never said; "running" while it may be."""
+    restored_step: int
+    last_step: int
+    steps_done: int
+    steps_repeated: int
+    hardware: str
+
+
+class Chosen(Part):
+    """Which state became the adapter, and why."""
+
+    step: int
+    epoch: float
+    held_out_loss: float | None
+    why: str
+
+
+class BaseModelPassport(Part):
+    """The base model as it was read."""
+
+    id: str
+    revision: str | None
+    parameters: int
+    files: dict[str, FileDigest]
+
+
+class DatasetPassport(Part):
+    """The dataset as it was trained."""
+
+    train: DatasetDigest
+    held_out: DatasetDigest | None
+    train_rows: int
+    held_out_rows: int
+    trained_tokens_per_epoch: int
+    trained_tokens: int
+    tokens_sha256: Sha256
+    chat_template_sha256: Sha256
+    tokenizer_sha256: Sha256
+
+
+class Passport(Record):
+    """passport.json, inside the adapter: everything that produced it."""
+
+    run_id: str
+    created_at: AwareDatetime
+    recipe: Recipe
+    recipe_sha256: Sha256
+    learning_rate: float
+    seed: int
+    base_model: BaseModelPassport
+    dataset: DatasetPassport
+    versions: Versions
+    git_commit: str | None
+    image_digest: str | None
+    hardware: Hardware
+    threads: int
+    attempts: tuple[AttemptSummary, ...]
+    epochs: tuple[EpochResult, ...]
+    losses: tuple[StepLoss, ...]
+    chosen: Chosen
+    exact: bool
+    """Whether every attempt computed on the same hardware: if so, this is bit for bit the uninterrupted run."""
+
+
+def json_ready(value: BaseModel) -> dict[str, Any]:
+    """A model as plain JSON data, for `--json`."""
+    return value.model_dump(mode="json")
+
+
+def utc(moment: datetime) -> str:
+    """ISO 8601 to the second."""
+    return moment.isoformat(timespec="seconds")
