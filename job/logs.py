@@ -1,12 +1,14 @@
 """Logs: events, not sentences, as JSON lines on stderr. `checkpoint.committed step=400 size=... seconds=...`.
 
 stdout is for the answer. Secrets are masked, whatever event carries them. A log line never kills a job: after a
-preemption stderr may be a dead pipe, and the save that is under way matters more.
+preemption stderr may be a dead pipe, and the save that is under way matters more. Nor does it change its exit code.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
+import os
 import re
 import sys
 from typing import Any, Final, TextIO
@@ -15,27 +17,51 @@ import structlog
 
 MASK: Final = "***"
 
-_SECRET_NAME = re.compile(r"secret|token$|password|passwd|credential|api_?key|access_?key|authorization", re.IGNORECASE)
+_SECRET_NAME = re.compile(
+    r"secret|token$|password|passwd|credential|(?:api|access|private)[_-]?key|authorization", re.IGNORECASE
+)
 _SECRET_VALUE = re.compile(
     r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b"  # AWS access key ids
     r"|\bhf_[A-Za-z0-9]{20,}\b"  # Hugging Face tokens
-    r"|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"  # user:password@ in a url
+    r"|(?<=://)[^/\s:@]*:[^/\s@]+(?=@)"  # user:password@ in a url
+    r"|(?<=\bBearer )[\w.~+/=-]+"  # HTTP
+    r"|(?<=X-Amz-Signature=)[^&\s\"']+|(?<=X-Amz-Credential=)[^&\s\"']+"  # presigned urls
+    r"|(?<=X-Amz-Security-Token=)[^&\s\"']+"
+    r"|(?<=_TOKEN=)[^\s\"']+|(?<=_SECRET=)[^\s\"']+|(?<=_KEY=)[^\s\"']+|(?<=PASSWORD=)[^\s\"']+"  # shell lines
 )
+
+_bound: dict[str, Any] = {}
+"""On every event of the process. Not structlog's contextvars: those do not reach threads that are started later."""
 
 
 def mask(value: Any) -> Any:
-    """The value with whatever looks like a secret masked, however deep."""
-    if isinstance(value, str):
-        return _SECRET_VALUE.sub(MASK, value)
-    if isinstance(value, dict):
-        return {k: MASK if _SECRET_NAME.search(str(k)) and v else mask(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [mask(item) for item in value]
-    return value
+    """The value with whatever looks like a secret masked, however deep. What it returns is plain JSON data."""
+    match value:
+        case str():
+            return _SECRET_VALUE.sub(MASK, value)
+        case None | bool() | int():
+            return value
+        case float():
+            return value if math.isfinite(value) else str(value)  # JSON has no NaN
+        case dict():
+            return {str(k): MASK if _SECRET_NAME.search(str(k)) and v else mask(v) for k, v in value.items()}
+        case list() | tuple() | set() | frozenset():
+            return [mask(item) for item in value]
+        case _:
+            # Only now a text: written out later, the secrets in it would pass.
+            return mask(str(value) if isinstance(value, BaseException | os.PathLike) else repr(value))
+
+
+def _with_bound(_logger: Any, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    return {**_bound, **event}
 
 
 def _masked(_logger: Any, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
-    masked: structlog.typing.EventDict = mask(dict(event))
+    try:
+        masked: structlog.typing.EventDict = mask(dict(event))
+    except Exception as error:
+        # A value that refers to itself, or cannot be written out: the event is worth more than the value.
+        return {"event": str(event.get("event")), "unloggable": type(error).__name__}
     return masked
 
 
@@ -46,19 +72,29 @@ class _Lines:
         self._stream = stream
 
     def msg(self, message: str) -> None:
-        with contextlib.suppress(OSError, ValueError):  # a broken pipe; a closed stream
+        try:
             self._stream.write(message + "\n")
             self._stream.flush()
+        except BrokenPipeError:
+            # Nobody reads any more. What is left in the stream's buffer would fail again when Python flushes it at
+            # exit, and turn the exit code into 120: let it go nowhere.
+            with contextlib.suppress(OSError, ValueError):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, self._stream.fileno())
+                os.close(nowhere)
+        except (OSError, ValueError):  # a full disk; a closed stream
+            pass
 
     log = debug = info = warning = error = critical = exception = msg
 
 
 def configure(stream: TextIO | None = None) -> None:
-    """Send every event of this process to a stream (stderr unless told)."""
+    """Send every event of this process to a stream (stderr unless told). Nothing is bound to them yet."""
+    _bound.clear()
     target = sys.stderr if stream is None else stream
     structlog.configure(
         processors=[
-            structlog.contextvars.merge_contextvars,
+            _with_bound,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True, key="at"),
             structlog.processors.format_exc_info,
@@ -71,8 +107,8 @@ def configure(stream: TextIO | None = None) -> None:
 
 
 def bind(**values: Any) -> None:
-    """Put these on every later event of this process: run_id and attempt, once."""
-    structlog.contextvars.bind_contextvars(**values)
+    """Put these on every later event of this process, in every thread: run_id and attempt, once."""
+    _bound.update(values)
 
 
 def get_logger() -> Any:

@@ -17,7 +17,7 @@ PREFIX: Final = "FTJOB_"
 class JobEnviron(BaseModel):
     """What the job is told. Field `run_id` travels as FTJOB_RUN_ID, and so on."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     run_id: str
     bucket: Uri
@@ -50,19 +50,18 @@ class JobEnviron(BaseModel):
             for field in cls.model_fields
             if (name := PREFIX + field.upper()) in variables and variables[name] != ""
         }
+        if "infra" in data:
+            data["infra"] = _parse_json(str(data["infra"]), PREFIX + "INFRA")
         try:
-            if "infra" in data:
-                data["infra"] = json.loads(str(data["infra"]))
             environ = cls.model_validate(data)
+            check_run_id(environ.run_id)
         except ValidationError as error:
             first = error.errors()[0]
             name = PREFIX + str(first["loc"][0]).upper()
-            raise BadInput(
-                f"environment variable {name}: {first['msg']}", hint="the job is started by `ftjob launch`"
-            ) from error
-        except json.JSONDecodeError as error:
-            raise BadInput(f"environment variable {PREFIX}INFRA is not JSON: {error}") from error
-        check_run_id(environ.run_id)
+            why = "is not set" if first["type"] == "missing" else f"cannot be used: {first['msg']}"
+            raise BadInput(f"environment variable {name} {why}", hint="the job is started by `ftjob launch`") from error
+        except BadInput as error:
+            raise BadInput(f"environment variable {PREFIX}RUN_ID: {error.message}", hint=error.hint) from error
         return environ
 
     def variables(self) -> dict[str, str]:
@@ -72,3 +71,10 @@ class JobEnviron(BaseModel):
             PREFIX + field.upper(): json.dumps(value) if isinstance(value, dict) else str(value)
             for field, value in dumped.items()
         }
+
+
+def _parse_json(text: str, name: str) -> object:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:  # ValueError also for numbers of more than 4300 digits
+        raise BadInput(f"environment variable {name} is not JSON: {error}") from error

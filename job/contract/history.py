@@ -29,21 +29,24 @@ def summarise_attempts(
     furthest = 0
     for claim in sorted(claims, key=lambda c: c.attempt):
         own = lines.get(claim.attempt, ())
-        restored = next((line.step for line in own if isinstance(line, Restored)), 0)
+        begun = next((line for line in own if isinstance(line, Restored)), None)
+        restored = begun.step if begun else 0
         steps = [line.step for line in own if isinstance(line, Step)]
         last = max([restored, *steps])
         end = ends.get(claim.attempt)
+        last_sign = max((line.at for line in own), default=claim.claimed_at)
+        alive = end is None and claim.attempt == running
         summaries.append(
             AttemptSummary(
                 attempt=claim.attempt,
                 started_at=claim.claimed_at,
-                ended_at=end.ended_at if end else max((line.at for line in own), default=claim.claimed_at),
-                ended=end.outcome.value if end else "running" if claim.attempt == running else "killed",
+                ended_at=end.ended_at if end else None if alive else last_sign,
+                ended=end.outcome.value if end else "running" if alive else "killed",
                 restored_step=restored,
                 last_step=last,
                 steps_done=len(steps),
                 steps_repeated=sum(1 for step in steps if step <= furthest),
-                hardware=claim.hardware.name if claim.hardware else "unknown",
+                hardware=begun.hardware if begun else None,
             )
         )
         furthest = max(furthest, last)
@@ -51,8 +54,12 @@ def summarise_attempts(
 
 
 def effective_steps(lines: Mapping[int, Sequence[MetricLine]]) -> dict[int, Step]:
-    """Each optimizer step once, as the newest attempt that did it reports it. Exact resume makes the choice moot."""
-    return {line.step: line for attempt in sorted(lines) for line in lines[attempt] if isinstance(line, Step)}
+    """Each optimizer step once, in order, as the newest attempt that did it reports it.
+
+    Exact resume makes the choice moot.
+    """
+    newest = {line.step: line for attempt in sorted(lines) for line in lines[attempt] if isinstance(line, Step)}
+    return dict(sorted(newest.items()))
 
 
 def last_sign_of_life(lines: Sequence[MetricLine]) -> MetricLine | None:

@@ -28,12 +28,28 @@ Uri = NewType("Uri", str)
 RUNS: Final = Key("runs/")
 
 _RUN_ID = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
-_CHECKPOINT = re.compile(r"step-(\d{8})-a(\d{4})")
-_CLAIM = re.compile(r"attempts/(\d{4})\.json")
-_END = re.compile(r"attempts/(\d{4})\.end\.json")
-_METRICS = re.compile(r"metrics/a(\d{4})-(\d{6})\.jsonl")
-_MANIFEST = re.compile(r"checkpoints/(step-\d{8}-a\d{4})\.json")
-_CHECKPOINT_FILE = re.compile(r"checkpoints/(step-\d{8}-a\d{4})/(.+)")
+_CHECKPOINT = re.compile(r"step-([0-9]{8})-a([0-9]{4})")
+_CLAIM = re.compile(r"attempts/([0-9]{4})\.json")
+_END = re.compile(r"attempts/([0-9]{4})\.end\.json")
+_METRICS = re.compile(r"metrics/a([0-9]{4})-([0-9]{6})\.jsonl")
+_MANIFEST = re.compile(r"checkpoints/(step-[0-9]{8}-a[0-9]{4})\.json")
+_CHECKPOINT_FILE = re.compile(r"checkpoints/(step-[0-9]{8}-a[0-9]{4})/(.+)")
+
+
+def is_key(text: str) -> bool:
+    """Whether a text can be the name of an object: it stays inside, everywhere, and can be written down."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return not any(part in ("", ".", "..") for part in text.split("/")) and "\\" not in text and "\0" not in text
+
+
+def _digits(number: int, width: int) -> str:
+    # A wider number would make a key that sorts wrongly and that no reader of listings knows.
+    if not 0 <= number < 10**width:
+        raise ValueError(f"{number} does not fit into {width} digits")
+    return f"{number:0{width}d}"
 
 
 def check_run_id(run_id: str) -> str:
@@ -56,7 +72,7 @@ class CheckpointName:
     attempt: int
 
     def __str__(self) -> str:
-        return f"step-{self.step:08d}-a{self.attempt:04d}"
+        return f"step-{_digits(self.step, 8)}-a{_digits(self.attempt, 4)}"
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -89,10 +105,10 @@ class RunLayout:
         return Key(f"{self.root}attempts/")
 
     def claim(self, attempt: int) -> Key:
-        return Key(f"{self.attempts}{attempt:04d}.json")
+        return Key(f"{self.attempts}{_digits(attempt, 4)}.json")
 
     def end(self, attempt: int) -> Key:
-        return Key(f"{self.attempts}{attempt:04d}.end.json")
+        return Key(f"{self.attempts}{_digits(attempt, 4)}.end.json")
 
     @property
     def checkpoints(self) -> Key:
@@ -111,11 +127,15 @@ class RunLayout:
     def metrics(self) -> Key:
         return Key(f"{self.root}metrics/")
 
+    def metrics_of(self, attempt: int) -> str:
+        """What the keys of an attempt's metrics start with."""
+        return f"{self.metrics}a{_digits(attempt, 4)}-"
+
     def metrics_object(self, attempt: int, sequence: int) -> Key:
-        return Key(f"{self.metrics}a{attempt:04d}-{sequence:06d}.jsonl")
+        return Key(f"{self.metrics}a{_digits(attempt, 4)}-{_digits(sequence, 6)}.jsonl")
 
     def adapter_files(self, attempt: int) -> Key:
-        return Key(f"{self.root}adapter/a{attempt:04d}/")
+        return Key(f"{self.root}adapter/a{_digits(attempt, 4)}/")
 
     def adapter_file(self, attempt: int, file: str) -> Key:
         return Key(f"{self.adapter_files(attempt)}{file}")

@@ -7,12 +7,14 @@ from typing import Annotated, Literal
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from job.contract.errors import Damaged
+from job.contract.records import Hardware
 
 
 class Line(BaseModel):
     """One event; `at` is UTC by the clock of the machine that wrote it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # JSON has no NaN, and the loss that broke a run is the one to read again.
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
     at: AwareDatetime
 
@@ -33,6 +35,7 @@ class Restored(Line):
     total_steps: int
     epochs: int
     train_rows: int
+    hardware: Hardware
 
 
 class Step(Line):
@@ -96,7 +99,12 @@ def parse_lines(data: bytes, *, name: str) -> list[MetricLine]:
     Raises:
         Damaged: a line is not one of ours.
     """
-    try:
-        return [_LINE.validate_json(line) for line in data.splitlines() if line.strip()]
-    except ValidationError as error:
-        raise Damaged(f"{name} holds a line that is not a metric: {error.errors()[0]['msg']}") from error
+    lines: list[MetricLine] = []
+    for number, line in enumerate(data.splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            lines.append(_LINE.validate_json(line))
+        except ValidationError as error:
+            raise Damaged(f"{name} line {number} is not a metric: {error.errors()[0]['msg']}") from error
+    return lines

@@ -17,7 +17,15 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
+)
 
 from job.contract.errors import RecipeInvalid
 
@@ -28,10 +36,23 @@ LARGE_MODEL_PARAMETERS: Final = 30_000_000_000
 """From this size on "auto" means 1e-4: [QLoRA] table 9 uses 1e-4 for 33B and 65B, 2e-4 below."""
 
 
+def _one_of(says: str) -> WrapValidator:
+    """A value of several types, refused with one sentence instead of with one complaint for each type."""
+
+    def validate(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return handler(value)
+        except ValidationError as error:
+            raise ValueError(f"should be {says}") from error
+
+    return WrapValidator(validate)
+
+
 class Section(BaseModel):
     """A frozen, closed part of the recipe."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    # Strict: "16", true and 16.0 are not the integer 16; whoever wrote them meant something else.
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
 
 
 class BaseModelRef(Section):
@@ -57,7 +78,7 @@ class BaseModelRef(Section):
     @property
     def is_on_hub(self) -> bool:
         """Whether the id names a repository on the hub, rather than a folder or the built-in model."""
-        return self.id != TINY_MODEL and not self.id.startswith(("/", "./", "../", "~"))
+        return self.id not in (TINY_MODEL, ".", "..") and not self.id.startswith(("/", "./", "../", "~"))
 
 
 class DatasetRef(Section):
@@ -68,7 +89,10 @@ class DatasetRef(Section):
         description="Uri of a JSONL file: s3://bucket/key, file:///path, or a path relative to the recipe. "
         'One object a line: {"messages": [{"role": ..., "content": ...}]} or {"prompt": ..., "completion": ...}.',
     )
-    held_out: Annotated[float, Field(gt=0, le=0.5)] | Annotated[str, Field(min_length=1)] | None = Field(
+    held_out: Annotated[
+        Annotated[float, Field(gt=0, le=0.5)] | Annotated[str, Field(min_length=1)] | None,
+        _one_of("a fraction above 0 and up to 0.5, a uri, or null"),
+    ] = Field(
         default=0.1,
         description="Uri of a second JSONL file, or the fraction of rows to hold out (0-0.5), or null for none. "
         "Default 0.1: 10-20 % [guides]; the rows are chosen by training.seed.",
@@ -83,7 +107,11 @@ class Lora(Section):
     dropout: float = Field(
         default=0.0, ge=0, lt=1, description="Default 0 [guides]; 0.05 on small data [QLoRA, 33B and 65B]."
     )
-    target_modules: Literal["all-linear"] | tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+    target_modules: Annotated[
+        # Not strict in this one thing: JSON has lists and no tuples.
+        Literal["all-linear"] | Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(strict=False)],
+        _one_of('"all-linear" or a list of module names'),
+    ] = Field(
         default="all-linear",
         description='Default "all-linear": adapting every linear layer is what matches full fine-tuning [QLoRA].',
     )
@@ -107,9 +135,9 @@ class Training(Section):
     """How to train."""
 
     epochs: int = Field(default=3, ge=1, le=1000, description="Default 3 [guides: 1-3]; the best epoch is delivered.")
-    learning_rate: Annotated[float, Field(gt=0, le=1)] | Literal["auto"] = Field(
-        default="auto", description='Default "auto": 2e-4, and 1e-4 from 30B parameters on [QLoRA table 9].'
-    )
+    learning_rate: Annotated[
+        Annotated[float, Field(gt=0, le=1)] | Literal["auto"], _one_of('a number above 0 and up to 1, or "auto"')
+    ] = Field(default="auto", description='Default "auto": 2e-4, and 1e-4 from 30B parameters on [QLoRA table 9].')
     scheduler: Literal["cosine", "linear", "constant", "constant_with_warmup"] = Field(
         default="cosine", description="Default cosine [guides]."
     )
@@ -144,7 +172,10 @@ class Training(Section):
 class Checkpoints(Section):
     """When to commit. Every epoch always; between epochs by the clock; and on a preemption notice."""
 
-    minutes: Annotated[float, Field(gt=0, le=24 * 60)] | Literal["auto"] = Field(
+    minutes: Annotated[
+        Annotated[float, Field(gt=0, le=24 * 60)] | Literal["auto"],
+        _one_of('a number above 0 and up to 1440, or "auto"'),
+    ] = Field(
         default="auto",
         description='Minutes between commits. Default "auto": sqrt(2 C M) from the measured cost of a save [resume].',
     )
@@ -205,7 +236,7 @@ def read_recipe(path: Path) -> Recipe:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
         raise RecipeInvalid(f"recipe {path} does not exist", hint="start from examples/quickstart.json") from error
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # not UTF-8, or a path that cannot be one
         raise RecipeInvalid(f"recipe {path} cannot be read: {error}") from error
     return parse_recipe(text, name=str(path))
 
@@ -222,6 +253,10 @@ def parse_recipe(text: str, *, name: str) -> Recipe:
         raise RecipeInvalid(
             f"recipe {name} is not JSON: {error.msg} at line {error.lineno} column {error.colno}",
             hint="`ftjob schema` prints the JSON Schema that editors complete and check against",
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise RecipeInvalid(
+            f"recipe {name} is nested too deeply, or holds a number of thousands of digits", hint="this is no recipe"
         ) from error
     except _DuplicateKeyError as error:
         raise RecipeInvalid(f"recipe {name} has the key {error.args[0]!r} twice", hint="keep one") from error
@@ -250,14 +285,26 @@ def _no_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _describe(detail: Any) -> str:
-    # The tags of a union's members ("float", "constrained-str") are pydantic's words, not the person's.
-    places = [
-        str(part) for part in detail["loc"] if not str(part).startswith(("float", "str", "constrained", "literal"))
-    ]
-    where = ".".join(places) or "the whole"
-    if detail["type"] == "extra_forbidden":
-        return f"{where} is not a key of a recipe"
-    if detail["type"] == "missing":
-        return f"{where} is missing"
-    shown = "" if isinstance(detail["input"], dict | list) else f" (it is {detail['input']!r})"
-    return f"{where}: {detail['msg'].removeprefix('Value error, ')}{shown}"
+    where = ".".join(map(str, detail["loc"]))
+    match detail["type"]:
+        case "extra_forbidden":
+            return f"{where} is not a key of a recipe"
+        case "missing":
+            return f"{where} is missing"
+        case "model_type" | "model_attributes_type":
+            says = "should be an object"
+        case "bool_type":
+            says = "should be true or false"
+        case _:
+            says = detail["msg"].removeprefix("Value error, ").replace("Input should", "should")
+    value = detail["input"]
+    shown = "" if isinstance(value, dict) else f" (it is {_shorten(json.dumps(value, default=str))})"
+    return (
+        f"{where or 'it'} {says}{shown}"
+        if says.startswith("should")
+        else f"{where + ': ' if where else ''}{says}{shown}"
+    )
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
-from datetime import datetime
-from typing import Annotated, Any, Literal, Self
+import json
+from datetime import UTC, datetime
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from job.contract.errors import Damaged
-from job.contract.layout import CheckpointName
+from job.contract.layout import CheckpointName, is_key
 from job.contract.outcome import Outcome
 from job.contract.recipe import Recipe
 
+SCHEMA_VERSION: Final = 1
+
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+def _inside(name: str) -> str:
+    if not is_key(name):
+        raise ValueError(f"{name!r} does not stay inside its folder")
+    return name
+
+
+FileName = Annotated[str, AfterValidator(_inside)]
+"""Of a file below a checkpoint or adapter. Files are written under names that a bucket told, so none may leave."""
 
 
 class Part(BaseModel):
     """A frozen, closed value."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # JSON has no NaN; as a text it comes back as what it was, where null would be damage.
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
 
 class Record(Part):
@@ -39,10 +53,29 @@ class Record(Part):
         try:
             return cls.model_validate_json(data)
         except ValidationError as error:
+            version = _schema_version(data)
+            if version > SCHEMA_VERSION:
+                raise Damaged(
+                    f"{name} was written by a newer ftjob: schema_version {version}, and this one reads "
+                    f"{SCHEMA_VERSION}",
+                    hint="upgrade ftjob",
+                ) from error
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
             raise Damaged(
-                f"{name} is not a readable {cls.__name__}: {error.errors()[0]['msg']}",
+                f"{name} is not a readable {cls.__name__}: {where + ': ' if where else ''}{first['msg']}",
                 hint="it was cut short, changed, or written by another version of ftjob",
             ) from error
+
+
+def _schema_version(data: bytes) -> int:
+    """What the bytes say of themselves; 0 when they say nothing."""
+    try:
+        found = json.loads(data)
+    except (ValueError, RecursionError):
+        return 0
+    version = found.get("schema_version") if isinstance(found, dict) else None
+    return version if isinstance(version, int) else 0
 
 
 class FileDigest(Part):
@@ -61,6 +94,15 @@ class DatasetDigest(Part):
     rows: int = Field(ge=1)
 
 
+class Hardware(Part):
+    """What an attempt ran on."""
+
+    device: Literal["cpu", "cuda"]
+    name: str
+    memory_bytes: int = Field(ge=0)
+    count: int = Field(ge=1)
+
+
 class RunRecord(Record):
     """recipe.json: the run. Written by the launcher before anything is started."""
 
@@ -71,15 +113,6 @@ class RunRecord(Record):
     train: DatasetDigest
     held_out: DatasetDigest | None
     ftjob: str
-
-
-class Hardware(Part):
-    """What an attempt ran on."""
-
-    device: Literal["cpu", "cuda"]
-    name: str
-    memory_bytes: int = Field(ge=0)
-    count: int = Field(ge=1)
 
 
 class Versions(Part):
@@ -124,7 +157,6 @@ class AttemptClaim(Record):
     claimed_at: AwareDatetime
     pid: int
     host: str
-    hardware: Hardware | None
     infra: dict[str, str]
 
 
@@ -151,7 +183,7 @@ class CheckpointManifest(Record):
     finished: bool
     held_out_loss: float | None
     identity: Identity
-    files: dict[str, FileDigest]
+    files: dict[FileName, FileDigest]
 
     @property
     def name(self) -> CheckpointName:
@@ -167,7 +199,7 @@ class AdapterManifest(Record):
     step: int = Field(ge=0)
     epoch: float = Field(ge=0)
     held_out_loss: float | None
-    files: dict[str, FileDigest]
+    files: dict[FileName, FileDigest]
 
 
 class StepLoss(Part):
@@ -199,7 +231,8 @@ class AttemptSummary(Part):
     last_step: int
     steps_done: int
     steps_repeated: int
-    hardware: str
+    hardware: Hardware | None
+    """None for an attempt that ended before it began to train."""
 
 
 class Chosen(Part):
@@ -217,7 +250,7 @@ class BaseModelPassport(Part):
     id: str
     revision: str | None
     parameters: int
-    files: dict[str, FileDigest]
+    files: dict[FileName, FileDigest]
 
 
 class DatasetPassport(Part):
@@ -264,5 +297,5 @@ def json_ready(value: BaseModel) -> dict[str, Any]:
 
 
 def utc(moment: datetime) -> str:
-    """ISO 8601 to the second."""
-    return moment.isoformat(timespec="seconds")
+    """ISO 8601 in UTC, to the second."""
+    return moment.astimezone(UTC).isoformat(timespec="seconds")

@@ -14,6 +14,8 @@ class BackendState(StrEnum):
     ALIVE = "alive"
     RECOVERING = "recovering"
     CANCELLED = "cancelled"
+    FAILED = "failed"
+    """It saw the job end with an exit code that asks for no other attempt; there may be no end record."""
     GONE = "gone"
     UNREACHABLE = "unreachable"
 
@@ -64,6 +66,9 @@ def derive_status(
             return Status.RUNNING if last_end is None else Status.RECOVERING
         case BackendState.CANCELLED:
             return Status.CANCELLED
+        case BackendState.FAILED:
+            # "Out of budget" asks for no other attempt either, and is no failure: an adapter landed.
+            return Status.OUT_OF_BUDGET if last_end is Outcome.OUT_OF_BUDGET or published else Status.FAILED
         case BackendState.GONE:
             if last_end in (Outcome.FAILED, Outcome.BAD_INPUT):
                 return Status.FAILED

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, NewType, cast, get_args
@@ -15,6 +15,8 @@ from job.storage import Progress
 
 Role = Literal["system", "user", "assistant"]
 ROLES: Final = get_args(Role)
+
+_PROGRESS_BYTES: Final = 1024 * 1024
 
 LineNumber = NewType("LineNumber", int)
 """Of a row in its file, from 1: what an editor shows."""
@@ -46,30 +48,48 @@ def read_rows(path: Path, *, name: str) -> Iterator[Row]:
     """
     try:
         with path.open("rb") as file:
-            for number, raw in enumerate(file, start=1):
-                text = _decode(raw, number, name)
-                if text.strip():
-                    yield _parse(text, LineNumber(number), name)
+            yield from _rows(file, name)
     except OSError as error:
         raise DatasetInvalid(f"dataset {name} cannot be read: {error.strerror or error}") from error
 
 
 def fingerprint(path: Path, *, name: str, progress: Progress | None = None) -> DatasetDigest:
-    """Validate every row, and digest the file's bytes. One pass over the disk each.
+    """Validate every row, and digest the file's bytes: the very bytes that were validated, in one pass.
 
     Raises:
         DatasetInvalid: a line is not a row, or there is none.
     """
-    rows = sum(1 for _ in read_rows(path, name=name))
+    digest = hashlib.sha256()
+    size = 0
+
+    def digested(lines: Iterable[bytes]) -> Iterator[bytes]:
+        nonlocal size
+        reported = 0
+        for raw in lines:
+            digest.update(raw)
+            size += len(raw)
+            if progress is not None and size - reported >= _PROGRESS_BYTES:
+                progress(size - reported)
+                reported = size
+            yield raw
+        if progress is not None and size > reported:
+            progress(size - reported)
+
+    try:
+        with path.open("rb") as file:
+            rows = sum(1 for _ in _rows(digested(file), name))
+    except OSError as error:
+        raise DatasetInvalid(f"dataset {name} cannot be read: {error.strerror or error}") from error
     if rows == 0:
         raise DatasetInvalid(f"dataset {name} has no rows", hint='one {"messages": [...]} a line')
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1024 * 1024):
-            digest.update(chunk)
-            if progress is not None:
-                progress(len(chunk))
-    return DatasetDigest(uri=name, sha256=digest.hexdigest(), size=path.stat().st_size, rows=rows)
+    return DatasetDigest(uri=name, sha256=digest.hexdigest(), size=size, rows=rows)
+
+
+def _rows(lines: Iterable[bytes], name: str) -> Iterator[Row]:
+    for number, raw in enumerate(lines, start=1):
+        text = _decode(raw, number, name)
+        if text.strip():
+            yield _parse(text, LineNumber(number), name)
 
 
 def _decode(raw: bytes, number: int, name: str) -> str:
@@ -84,7 +104,9 @@ def _decode(raw: bytes, number: int, name: str) -> str:
 
 def _parse(text: str, line: LineNumber, name: str) -> Row:
     try:
-        data = json.loads(text)
+        data = json.loads(text, object_pairs_hook=_no_duplicate_keys)
+    except _NotARow as error:
+        raise DatasetInvalid(f"dataset {name} line {line}: {error.message}", hint=error.hint) from error
     except json.JSONDecodeError as error:
         raise DatasetInvalid(
             f"dataset {name} line {line}: not JSON: {error.msg} at column {error.colno}",
@@ -92,6 +114,8 @@ def _parse(text: str, line: LineNumber, name: str) -> Row:
         ) from error
     except RecursionError as error:
         raise DatasetInvalid(f"dataset {name} line {line}: nested too deeply") from error
+    except ValueError as error:
+        raise DatasetInvalid(f"dataset {name} line {line}: a number of thousands of digits") from error
     try:
         return Row(line, _messages(data))
     except _NotARow as error:
@@ -100,6 +124,15 @@ def _parse(text: str, line: LineNumber, name: str) -> Row:
 
 class _NotARow(FtjobError):
     pass
+
+
+def _no_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    # The parser would keep the last and drop the others in silence.
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(key for index, (key, _) in enumerate(pairs) if key in dict(pairs[:index]))
+        raise _NotARow(f"the key {twice!r} stands twice in one object", hint="keep one")
+    return found
 
 
 def _messages(data: Any) -> tuple[Message, ...]:
@@ -111,10 +144,12 @@ def _messages(data: Any) -> tuple[Message, ...]:
             raise _NotARow("messages is not a list of turns, or is empty")
         messages = tuple(_message(turn, index) for index, turn in enumerate(turns))
     elif "prompt" in data and "completion" in data:
-        messages = (_message({"role": "user", "content": data["prompt"]}, 0),)
-        messages += (_message({"role": "assistant", "content": data["completion"]}, 1),)
+        messages = (
+            Message("user", _content(data["prompt"], "prompt")),
+            Message("assistant", _content(data["completion"], "completion")),
+        )
     else:
-        keys = ", ".join(sorted(map(str, data))) or "none"
+        keys = _shorten(", ".join(sorted(data)) or "none")
         raise _NotARow(
             f"neither messages nor prompt and completion (keys: {keys})",
             hint='write {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}',
@@ -129,14 +164,27 @@ def _message(turn: Any, index: int) -> Message:
         raise _NotARow(f"turn {index + 1} is a {_kind(turn)}, not an object")
     role, content = turn.get("role"), turn.get("content")
     if role not in ROLES:
-        raise _NotARow(f"turn {index + 1} has the role {role!r}", hint=f"roles are {', '.join(ROLES)}")
-    if not isinstance(content, str):
-        raise _NotARow(f"turn {index + 1} ({role}) has a {_kind(content)} as content, not a text")
-    if not content.strip():
-        raise _NotARow(f"turn {index + 1} ({role}) is empty", hint="remove the row, or write what should be said")
-    if any("\ud800" <= character <= "\udfff" for character in content):
-        raise _NotARow(f"turn {index + 1} ({role}) holds half of a surrogate pair", hint="re-export it as UTF-8")
-    return Message(cast(Role, role), content)
+        said = "no role" if role is None else f"the role {_shorten(json.dumps(role))}"
+        raise _NotARow(f"turn {index + 1} has {said}", hint=f"roles are {', '.join(ROLES)}")
+    return Message(cast(Role, role), _content(content, f"turn {index + 1} ({role})"))
+
+
+def _content(value: Any, what: str) -> str:
+    if not isinstance(value, str):
+        raise _NotARow(f"{what} has a {_kind(value)} as content, not a text")
+    if not value.strip():
+        raise _NotARow(f"{what} is empty", hint="remove the row, or write what should be said")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise _NotARow(f"{what} holds half of a surrogate pair", hint="re-export it as UTF-8") from error
+    return value
+
+
+def _shorten(text: str) -> str:
+    # Also for a terminal: half of a surrogate pair cannot be printed.
+    text = text.encode(errors="backslashreplace").decode()
+    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _kind(value: Any) -> str:

@@ -1,0 +1,321 @@
+"""One attempt, top to bottom: claim -> read -> load -> restore -> train -> publish -> end."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from job import checkpoints, spool
+from job.contract.environ import JobEnviron
+from job.contract.errors import (
+    AlreadyExists,
+    BadInput,
+    FtjobError,
+    NotFound,
+    RunUnknown,
+    StorageError,
+    Unreachable,
+)
+from job.contract.identity import check_resumable
+from job.contract.layout import CheckpointName, RunLayout
+from job.contract.metrics import Committed, Published, Restored
+from job.contract.outcome import Outcome
+from job.contract.records import AdapterManifest, AttemptClaim, AttemptEnd, DatasetDigest, RunRecord
+from job.dataset.reader import Row, read_rows
+from job.dataset.source import fetch_dataset
+from job.journal import Journal, now
+from job.logs import bind, get_logger
+from job.notice import Notice
+from job.passport import read_story
+from job.patience import insist
+from job.publish import publish, write_papers
+from job.storage import Store, open_store
+
+if TYPE_CHECKING:
+    from job.callbacks import Reason
+    from job.loading import Loaded
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How the attempt ended, for its record and its exit code."""
+
+    outcome: Outcome
+    message: str
+    hint: str = ""
+    step: int = 0
+
+
+class _NoticeGiven(Exception):
+    """The notice came while there was nothing to save yet, or nothing left to save."""
+
+
+class Attempt:
+    """One life of the job. `live` is the story; the rest are its sentences."""
+
+    def __init__(self, environ: JobEnviron, notice: Notice) -> None:
+        self._environ = environ
+        self._notice = notice
+        self._workdir = Path(environ.workdir)
+        self._store: Store = open_store(environ.bucket)
+        self._layout = RunLayout(environ.run_id)
+        self._upload_seconds = 0.0
+
+    def live(self) -> Ending:
+        """Live it.
+
+        Raises:
+            FtjobError: before there is a claim to end; afterwards every ending is a value, and on record.
+        """
+        bind(run_id=self._environ.run_id)
+        try:
+            record = self._read_run()
+            if self._published():
+                return Ending(Outcome.DONE, "the adapter is published already")
+            claim = self._claim()
+        except _NoticeGiven:
+            return Ending(Outcome.PREEMPTED, f"stopped by {self._notice.reason} before it began")
+        bind(attempt=claim.attempt)
+        get_logger().info("attempt.claimed", claim=claim.attempt)
+        beat = self._environ.heartbeat_seconds
+        with Journal(self._store, self._layout, attempt=claim.attempt, heartbeat_seconds=beat) as journal:
+            ending = self._ending(record, claim, journal)
+            self._record_end(claim, ending, journal)
+        return ending
+
+    def _ending(self, record: RunRecord, claim: AttemptClaim, journal: Journal) -> Ending:
+        """Train and publish; whatever goes wrong becomes an ending."""
+        try:
+            return self._train_and_publish(record, claim, journal)
+        except _NoticeGiven:
+            return Ending(Outcome.PREEMPTED, f"stopped by {self._notice.reason}; nothing was left unsaved")
+        except Unreachable as error:
+            return Ending(Outcome.PREEMPTED, error.message, error.hint)
+        except BadInput as error:
+            return Ending(Outcome.BAD_INPUT, error.message, error.hint)
+        except FtjobError as error:
+            return Ending(Outcome.FAILED, error.message, error.hint)
+        except Exception as error:  # a bug, ours or a library's: it must be on record, not only in a log
+            get_logger().exception("attempt.crashed")
+            return Ending(Outcome.FAILED, f"{type(error).__name__}: {error}", "the log has the traceback")
+
+    def _train_and_publish(self, record: RunRecord, claim: AttemptClaim, journal: Journal) -> Ending:
+        journal.phase("reading the dataset")
+        texts = self._read_dataset(record)
+        journal.phase("loading the model")
+        loaded = self._load(record, texts)
+        journal.phase("restoring")
+        damaged = self._restore(loaded, journal)
+        uploads = spool.Spool(
+            self._store,
+            self._layout,
+            self._workdir / "spool",
+            attempt=claim.attempt,
+            keep=record.recipe.checkpoints.keep,
+            before_commit=journal.flush,
+            on_commit=lambda commit: self._note_commit(commit, journal),
+            damaged=damaged,
+        )
+        try:
+            journal.phase("training")
+            stopped = self._train(loaded, claim, journal, uploads)
+            if stopped is not None:
+                return stopped
+            journal.phase("publishing")
+            return self._publish(record, loaded, claim, journal, uploads)
+        finally:
+            uploads.close()
+
+    # Before training.
+
+    def _insist(self, what: str, action: Callable[[], T]) -> T:
+        return insist(action, what=what, seconds=self._environ.final_retry_seconds, sleep=self._pause)
+
+    def _pause(self, seconds: float) -> None:
+        if self._notice.wait(seconds):
+            raise _NoticeGiven
+
+    def _go_on(self) -> None:
+        if self._notice.given:
+            raise _NoticeGiven
+
+    def _read_run(self) -> RunRecord:
+        key = self._layout.recipe
+        try:
+            return RunRecord.from_bytes(self._insist("recipe", lambda: self._store.get(key)), name=key)
+        except NotFound as error:
+            raise RunUnknown(f"there is no run {self._layout.run_id} in {self._store.uri}") from error
+
+    def _published(self) -> bool:
+        key = self._layout.adapter_manifest
+        try:
+            return AdapterManifest.from_bytes(self._insist("adapter", lambda: self._store.get(key)), name=key).complete
+        except NotFound:
+            return False
+
+    def _claim(self) -> AttemptClaim:
+        """Take the next free number. A lost race takes the one after."""
+        keys = self._insist("attempts", lambda: [info.key for info in self._store.list(self._layout.attempts)])
+        number = max((self._layout.claimed_attempt(key) or 0 for key in keys), default=0)
+        while True:
+            number += 1
+            claim = AttemptClaim(
+                attempt=number,
+                nonce=uuid.uuid4().hex,
+                claimed_at=now(),
+                pid=os.getpid(),
+                host=platform.node(),
+                infra=self._environ.infra,
+            )
+            put = partial(self._store.put_new, self._layout.claim(number), claim.to_bytes())
+            try:
+                self._insist("claim", put)
+            except AlreadyExists:
+                continue
+            return claim
+
+    def _read_dataset(self, record: RunRecord) -> tuple[list[Row], list[Row]]:
+        def read(digest: DatasetDigest | None) -> list[Row]:
+            if digest is None:
+                return []
+            path = self._insist("dataset", lambda: fetch_dataset(digest, self._workdir / "data"))
+            self._go_on()
+            return list(read_rows(path, name=digest.uri))
+
+        return read(record.train), read(record.held_out)
+
+    def _load(self, record: RunRecord, texts: tuple[list[Row], list[Row]]) -> Loaded:
+        # The heavy libraries are imported here, after the claim: whoever watches sees the attempt meanwhile.
+        from job.loading import load
+
+        return load(
+            record, *texts, workdir=self._workdir, threads=self._environ.threads, notice=self._notice, go_on=self._go_on
+        )
+
+    def _restore(self, loaded: Loaded, journal: Journal) -> frozenset[CheckpointName]:
+        """Take up the newest usable checkpoint; returns those that were too damaged to use."""
+        self._insist("spool", lambda: spool.adopt(self._store, self._layout, self._workdir / "spool"))
+        folder = self._workdir / "restored"
+        restored = self._insist("checkpoint", lambda: checkpoints.restore(self._store, self._layout, folder))
+        if restored.manifest is not None:
+            for warning in check_resumable(restored.manifest.identity, loaded.identity):
+                get_logger().warning("resume.not_bit_exact", why=warning)
+            loaded.training.restore(restored.folder)
+        step = loaded.training.progress.step
+        name = str(restored.manifest.name) if restored.manifest else None
+        get_logger().info("attempt.restored", step=step, checkpoint=name, damaged=len(restored.damaged))
+        journal.write(
+            Restored(
+                at=now(),
+                step=step,
+                checkpoint=name,
+                total_steps=loaded.training.total_steps,
+                epochs=loaded.training.recipe.training.epochs,
+                train_rows=len(loaded.rows.train),
+                hardware=loaded.identity.hardware,
+            )
+        )
+        self._go_on()
+        return restored.damaged
+
+    # Training.
+
+    def _train(self, loaded: Loaded, claim: AttemptClaim, journal: Journal, uploads: spool.Spool) -> Ending | None:
+        """Train to the end (None), or to a notice: then everything done is saved within the grace, before a word."""
+        from job.callbacks import Steering
+
+        training = loaded.training
+
+        def save(reason: Reason) -> float:
+            started = time.monotonic()
+            write = training.snapshot()
+            blocking = time.monotonic() - started
+            uploads.stage(loaded.manifest(claim.attempt, reason), write, blocking_seconds=blocking)
+            return blocking
+
+        minutes = training.recipe.checkpoints.minutes
+        steering = Steering(
+            training,
+            self._notice,
+            save=save,
+            write=journal.write,
+            interval=None if minutes == "auto" else minutes * 60,
+            upload_seconds=lambda: self._upload_seconds,
+        )
+        training.run(steering)
+        if training.progress.finished:
+            return None
+        left = self._environ.grace_seconds - (time.monotonic() - self._notice.at)
+        saved = uploads.flush(max(left, 0.0))
+        seconds = round(time.monotonic() - self._notice.at, 2)
+        step = training.progress.step
+        get_logger().info("notice.answered", committed=saved, step=step, notice_to_commit_seconds=seconds)
+        how = "everything is committed" if saved else "the last checkpoint is on the local disk only"
+        return Ending(Outcome.PREEMPTED, f"stopped by {self._notice.reason} at step {step}; {how}", step=step)
+
+    def _note_commit(self, commit: spool.Commit, journal: Journal) -> None:
+        self._upload_seconds = commit.seconds
+        journal.write(
+            Committed(
+                at=now(),
+                checkpoint=str(commit.name),
+                step=commit.name.step,
+                size=commit.size,
+                blocking_seconds=commit.blocking_seconds,
+                seconds=commit.seconds,
+            )
+        )
+
+    # After training.
+
+    def _publish(
+        self, record: RunRecord, loaded: Loaded, claim: AttemptClaim, journal: Journal, uploads: spool.Spool
+    ) -> Ending:
+        """Deliver. Whatever fails here leaves the adapter on this disk, and the next attempt publishes it."""
+        training = loaded.training
+        folder = self._workdir / "adapter"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        training.write_chosen(folder)
+        step = training.progress.step
+        try:
+            if not uploads.flush(self._environ.final_retry_seconds):
+                raise Unreachable(f"the last checkpoint could not be written to {self._store.uri}")
+            self._insist("journal", journal.flush)
+            story = self._insist("records", lambda: read_story(self._store, self._layout))
+            passport = loaded.passport(record, story, running=claim.attempt, environ=self._environ)
+            write_papers(passport, loaded.base.folder, folder)
+            self._insist("adapter", lambda: publish(self._store, self._layout, passport, folder, attempt=claim.attempt))
+        except StorageError as error:
+            raise type(error)(
+                f"{error.message}; the adapter is on this disk: {folder}",
+                hint="the next attempt publishes it: ftjob launch --run " + record.run_id,
+            ) from error
+        journal.write(Published(at=now(), step=passport.chosen.step))
+        return Ending(Outcome.DONE, f"{training.progress.finished}; {passport.chosen.why}", step=step)
+
+    def _record_end(self, claim: AttemptClaim, ending: Ending, journal: Journal) -> None:
+        end = AttemptEnd(
+            attempt=claim.attempt,
+            nonce=claim.nonce,
+            ended_at=now(),
+            outcome=ending.outcome,
+            step=ending.step,
+            message=ending.message,
+            hint=ending.hint,
+        )
+        try:
+            journal.flush()
+            self._store.put_new(self._layout.end(claim.attempt), end.to_bytes())
+        except StorageError as error:  # the exit code says it too, and the records do without
+            get_logger().warning("attempt.end_not_recorded", error=str(error))

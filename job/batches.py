@@ -1,0 +1,72 @@
+"""Rendered rows to batches: packing, order, collation, and the ledger of which rows each batch trains."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from torch.utils.data import Sampler
+from trl.data_utils import pack_dataset
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+from job.dataset.render import IGNORED, RenderedRow
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """What a batch is made of. `rows` are line numbers; `tokens` without padding; `trained` carry a loss."""
+
+    rows: tuple[int, ...]
+    tokens: int
+    trained: int
+
+
+def to_dataset(rows: Sequence[RenderedRow], *, packing: bool, max_length: int) -> Dataset:
+    """The rows as the columns TRL's collator reads, plus `line`: for each token the row it comes from.
+
+    Packing is TRL's best-fit decreasing: rows stay whole, and `seq_lengths` keeps them apart in attention.
+    """
+    dataset = Dataset.from_dict(
+        {
+            "input_ids": [list(row.ids) for row in rows],
+            "labels": [list(row.labels) for row in rows],
+            "line": [[row.line] * len(row.ids) for row in rows],
+        }
+    )
+    return pack_dataset(dataset, max_length, "bfd") if packing else dataset
+
+
+class Collator(DataCollatorForLanguageModeling):  # type: ignore[misc]
+    """TRL's collator, and a ledger beside the tensors (an ordinary object: it stays on the CPU)."""
+
+    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        batch: dict[str, Any] = super().torch_call(examples)
+        batch["ledger"] = Ledger(
+            rows=tuple(sorted({line for example in examples for line in example["line"]})),
+            tokens=sum(len(example["input_ids"]) for example in examples),
+            trained=int((batch["labels"][:, 1:] != IGNORED).sum()),
+        )
+        return batch
+
+
+class EpochOrder(Sampler[int]):
+    """A fresh order each epoch, a function of (seed, epoch) alone: the same whoever asks, and whenever."""
+
+    def __init__(self, length: int, seed: int) -> None:
+        self._length = length
+        self._seed = seed
+        self._epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Which epoch the next iteration is, from 0. The data loader calls it."""
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Iterator[int]:
+        order = np.random.default_rng([self._seed, self._epoch]).permutation(self._length)
+        return iter(order.tolist())

@@ -1,0 +1,180 @@
+"""Steering: looks at the clock and the notice after each step, and decides what happens next."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from transformers import TrainerCallback
+
+from job.contract.errors import TrainingFailed
+from job.contract.metrics import Evaluated, MetricLine, Step
+from job.journal import now
+from job.logs import get_logger
+from job.notice import Notice
+
+if TYPE_CHECKING:
+    from job.batches import Ledger
+    from job.train import Training
+
+Reason = Literal["epoch", "interval", "notice"]
+
+MEAN_SECONDS_BETWEEN_INTERRUPTIONS: Final = 6 * 3600.0
+"""M of Young/Daly where nothing better is known. AWS's 15-20 % a month band is milder, a busy region much worse."""
+
+SHORTEST_INTERVAL: Final = 15.0
+"""Seconds. Below it the bucket fills with checkpoints that save seconds."""
+
+
+def best_interval(blocking_seconds: float, upload_seconds: float) -> float:
+    """Seconds between saves that waste least: sqrt(2 C M) (Young 1974; Daly 2006, first order).
+
+    Args:
+        blocking_seconds: C, for how long a save holds the training up.
+        upload_seconds: from the decision to the commit; saving faster than that only queues.
+    """
+    ideal = math.sqrt(2 * blocking_seconds * MEAN_SECONDS_BETWEEN_INTERRUPTIONS)
+    return max(ideal, 1.5 * upload_seconds, SHORTEST_INTERVAL)
+
+
+class StepMeter:
+    """What went through the model since the last look: rows, tokens, seconds."""
+
+    def __init__(self) -> None:
+        self._reset()
+
+    def _reset(self) -> None:
+        self.rows: list[int] = []
+        self.tokens = 0
+        self.trained = 0
+        self.started = time.monotonic()
+
+    def add(self, ledger: Ledger) -> None:
+        """One batch."""
+        self.rows.extend(ledger.rows)
+        self.tokens += ledger.tokens
+        self.trained += ledger.trained
+
+    def take(self) -> tuple[tuple[int, ...], int, int, float]:
+        """(rows, tokens, trained tokens, seconds) since the last take."""
+        taken = tuple(self.rows), self.tokens, self.trained, time.monotonic() - self.started
+        self._reset()
+        return taken
+
+
+class Steering(TrainerCallback):  # type: ignore[misc]
+    """Saves at every epoch, on the interval, and on a notice; closes epochs; stops.
+
+    Args:
+        save: takes a checkpoint of the training for a reason; returns the seconds it blocked.
+        write: adds a line to the journal.
+        interval: seconds between saves, or None for the best interval by Young/Daly.
+        upload_seconds: how long the last commit took, from its decision on.
+    """
+
+    def __init__(
+        self,
+        training: Training,
+        notice: Notice,
+        *,
+        save: Callable[[Reason], float],
+        write: Callable[[MetricLine], None],
+        interval: float | None,
+        upload_seconds: Callable[[], float],
+    ) -> None:
+        self.training = training
+        self.stopping = False
+        self._notice = notice
+        self._save = save
+        self._write = write
+        self._fixed = interval
+        self._upload_seconds = upload_seconds
+        self._due = time.monotonic() + (SHORTEST_INTERVAL if interval is None else interval)
+        self._pending: Reason | None = None
+
+    # The trainer's events, in the order in which they come.
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        get_logger().info("training.started", step=state.global_step, total_steps=state.max_steps)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Decide; the save itself waits until the step is logged."""
+        if self._notice.given:
+            self._pending = "notice"
+            self.stopping = True
+            control.should_training_stop = True
+        elif time.monotonic() >= self._due and state.global_step % self.training.steps_per_epoch != 0:
+            # At an epoch's last step nothing is saved yet: the epoch's own checkpoint follows its evaluation.
+            self._pending = "interval"
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        if not logs or "loss" not in logs:
+            return  # the trainer's summary at the end
+        rows, tokens, trained, seconds = self.training.take_meter()
+        loss, norm = float(logs["loss"]), float(logs["grad_norm"])
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise TrainingFailed(
+                f"step {state.global_step}: the loss is {loss} and the gradient norm {norm}",
+                hint="halve training.learning_rate; the last checkpoint before this step is kept",
+            )
+        line = Step(
+            at=now(),
+            step=state.global_step,
+            epoch=state.epoch,
+            loss=loss,
+            grad_norm=norm,
+            learning_rate=float(logs["learning_rate"]),
+            tokens=tokens,
+            seconds=seconds,
+            rows=rows,
+        )
+        self.training.progress = self.training.progress.stepped(
+            step=line.step, epoch=line.epoch, loss=loss, trained_tokens=trained
+        )
+        self._write(line)
+        get_logger().info("step", step=line.step, epoch=round(line.epoch, 3), loss=loss, tokens=tokens)
+        if self._pending is not None:
+            reason, self._pending = self._pending, None
+            self._take(reason)
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if not self.stopping:
+            self.close_epoch()
+        if self.stopping or self.training.progress.finished:
+            control.should_training_stop = True
+
+    # What they lead to.
+
+    def close_epoch(self) -> None:
+        """Evaluate, remember the best, save. A notice in between leaves the epoch open, and saved as such."""
+        training = self.training
+        loss = None
+        if training.evaluates:
+            get_logger().info("evaluation.started", step=training.progress.step)
+            loss = training.evaluate()
+            if loss is None:
+                self.stopping = True
+                self._take("notice")
+                return
+        before = training.progress
+        training.progress = before.closed(
+            held_out_loss=loss,
+            epochs=training.recipe.training.epochs,
+            stopping=training.recipe.training.early_stopping,
+        )
+        if loss is not None:
+            self._write(
+                Evaluated(at=now(), step=before.step, epoch=training.progress.closed_epochs, held_out_loss=loss)
+            )
+            get_logger().info("evaluated", step=before.step, held_out_loss=loss)
+        if training.progress.best != before.best:
+            training.note_best()
+        self._take("epoch")
+
+    def _take(self, reason: Reason) -> None:
+        blocking = self._save(reason)
+        interval = best_interval(blocking, self._upload_seconds()) if self._fixed is None else self._fixed
+        self._due = time.monotonic() + interval
+        self.training.take_meter()  # the next step's seconds are its own, not the save's

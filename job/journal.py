@@ -1,0 +1,88 @@
+"""The journal: metric lines on their way to the bucket, as whole objects, at least one each heartbeat.
+
+Lines wait in memory while the store is out of reach, in order; nothing blocks the training.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from datetime import UTC, datetime
+from typing import Self
+
+from job.contract.errors import StorageError
+from job.contract.layout import RunLayout
+from job.contract.metrics import Heartbeat, MetricLine, dump_lines
+from job.logs import get_logger
+from job.storage import Store
+
+
+def now() -> datetime:
+    """The time by this machine's clock, UTC."""
+    return datetime.now(UTC)
+
+
+class Journal:
+    """The metric lines of one attempt. Open it with `with`; lines may come from several threads."""
+
+    def __init__(self, store: Store, layout: RunLayout, *, attempt: int, heartbeat_seconds: float) -> None:
+        self._store = store
+        self._layout = layout
+        self._attempt = attempt
+        self._interval = heartbeat_seconds
+        self._lines: list[MetricLine] = []
+        self._phase = "starting"
+        self._sequence = 0
+        self._lock = threading.Lock()
+        self._writing = threading.Lock()
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="journal", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._closing.set()
+        self._thread.join(timeout=5)
+
+    def write(self, line: MetricLine) -> None:
+        """Add a line; it is in the bucket by the next heartbeat."""
+        with self._lock:
+            self._lines.append(line)
+
+    def phase(self, name: str) -> None:
+        """Say what the attempt does from now on; heartbeats repeat it."""
+        self._phase = name
+        get_logger().info("phase", phase=name)
+        self.write(Heartbeat(at=now(), phase=name))
+
+    def flush(self) -> None:
+        """Bring everything written so far into the bucket, now.
+
+        Raises:
+            StorageError: it did not work; the lines are kept for the next time.
+        """
+        with self._writing:  # one object at a time, so that their order is the order of the lines
+            with self._lock:
+                lines = list(self._lines)
+            if not lines:
+                return
+            self._store.put_new(self._layout.metrics_object(self._attempt, self._sequence), dump_lines(lines))
+            self._sequence += 1
+            with self._lock:
+                del self._lines[: len(lines)]
+
+    def _beat(self) -> None:
+        failing_since: float | None = None
+        while not self._closing.wait(self._interval):
+            with self._lock:
+                if not self._lines:
+                    self._lines.append(Heartbeat(at=now(), phase=self._phase))
+            try:
+                self.flush()
+                failing_since = None
+            except StorageError as error:
+                failing_since = failing_since or time.monotonic()
+                silent = round(time.monotonic() - failing_since, 1)
+                get_logger().warning("journal.unreachable", error=str(error), silent_seconds=silent)

@@ -1,0 +1,145 @@
+"""Everything an attempt holds in memory once it can train: base, tokenizer, rows, model; and who it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import datasets
+import torch
+import transformers
+
+from job.callbacks import Reason
+from job.contract.environ import JobEnviron
+from job.contract.records import (
+    BaseModelPassport,
+    CheckpointManifest,
+    DatasetPassport,
+    Identity,
+    Passport,
+    RunRecord,
+)
+from job.dataset.reader import Row
+from job.dataset.render import TOKENIZER_FILES, render, split, tokens_digest
+from job.journal import now
+from job.model import Base, hardware, load_tokenizer, locate, parameters
+from job.model import load as load_model
+from job.notice import Notice
+from job.passport import Story, git_commit, versions
+from job.train import Rows, Training
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """Ready to train."""
+
+    training: Training
+    rows: Rows
+    base: Base
+    identity: Identity
+
+    def manifest(self, attempt: int, reason: Reason) -> CheckpointManifest:
+        """The manifest of a checkpoint of the training as it is now; its files come later."""
+        progress = self.training.progress
+        return CheckpointManifest(
+            step=progress.step,
+            attempt=attempt,
+            epoch=progress.epoch,
+            reason=reason,
+            created_at=now(),
+            finished=progress.finished is not None,
+            held_out_loss=progress.epochs[-1].held_out_loss if reason == "epoch" else None,
+            identity=self.identity,
+            files={},
+        )
+
+    def passport(self, record: RunRecord, story: Story, *, running: int, environ: JobEnviron) -> Passport:
+        """Everything that produced the adapter."""
+        progress, recipe = self.training.progress, record.recipe
+        return Passport(
+            run_id=record.run_id,
+            created_at=now(),
+            recipe=recipe,
+            recipe_sha256=record.recipe_digest,
+            learning_rate=self.training.learning_rate,
+            seed=recipe.training.seed,
+            base_model=BaseModelPassport(
+                id=recipe.base_model.id,
+                revision=recipe.base_model.revision,
+                parameters=parameters(self.training.model),
+                files=self.base.files,
+            ),
+            dataset=DatasetPassport(
+                train=record.train,
+                held_out=record.held_out,
+                train_rows=len(self.rows.train),
+                held_out_rows=len(self.rows.held_out),
+                trained_tokens_per_epoch=sum(row.trained_tokens for row in self.rows.train),
+                trained_tokens=progress.trained_tokens,
+                tokens_sha256=self.identity.tokens,
+                chat_template_sha256=self.base.chat_template_digest,
+                tokenizer_sha256=self.base.digest_of(*TOKENIZER_FILES),
+            ),
+            versions=self.identity.versions,
+            git_commit=environ.git_commit or git_commit(),
+            image_digest=environ.image_digest,
+            hardware=self.identity.hardware,
+            threads=self.identity.threads,
+            attempts=story.attempts(running=running),
+            epochs=progress.epochs,
+            losses=progress.losses,
+            chosen=progress.chosen(),
+            exact=story.one_kind_of_hardware,
+        )
+
+
+def load(
+    record: RunRecord,
+    train: list[Row],
+    held_out: list[Row],
+    *,
+    workdir: Path,
+    threads: int,
+    notice: Notice,
+    go_on: Callable[[], None],
+) -> Loaded:
+    """Load all of it.
+
+    Args:
+        train, held_out: the rows of the recipe's two files; `held_out` is empty when a fraction is held out instead.
+        go_on: called between the long parts; raises when a notice was given, since nothing is worth saving yet.
+
+    Raises:
+        ModelInvalid, DatasetInvalid: what a person named cannot be trained.
+    """
+    torch.set_num_threads(threads)
+    # Their progress bars redraw a terminal line; our log is read by machines.
+    transformers.utils.logging.disable_progress_bar()
+    datasets.utils.logging.disable_progress_bar()
+    recipe = record.recipe
+    base = locate(recipe.base_model, workdir)
+    go_on()
+    tokenizer = load_tokenizer(base)
+    cut = recipe.training.max_length
+    rendered = render(train, tokenizer, max_length=cut, name=record.train.uri)
+    judged = render(held_out, tokenizer, max_length=cut, name=record.held_out.uri) if record.held_out else []
+    if isinstance(recipe.dataset.held_out, float):
+        rendered, judged = split(rendered, held_out=recipe.dataset.held_out, seed=recipe.training.seed)
+    rows = Rows(rendered, judged)
+    go_on()
+    model = load_model(recipe, base)
+    go_on()
+    training = Training(recipe, model, tokenizer, rows, workdir=workdir, notice=notice)
+    identity = Identity(
+        recipe=record.recipe_digest,
+        train=record.train.sha256,
+        held_out=record.held_out.sha256 if record.held_out else None,
+        tokens=tokens_digest(rows.train, rows.held_out),
+        base_model=base.digest,
+        world_size=1,
+        threads=threads,
+        versions=versions(),
+        hardware=hardware(),
+    )
+    return Loaded(training, rows, base, identity)

@@ -1,0 +1,81 @@
+"""What the passport says that no other record does: versions, commit, and the story of all attempts."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from collections import defaultdict
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from job.contract.history import summarise_attempts
+from job.contract.layout import RunLayout
+from job.contract.metrics import MetricLine, parse_lines
+from job.contract.records import AttemptClaim, AttemptEnd, AttemptSummary, Versions
+from job.storage import Store
+
+
+def versions() -> Versions:
+    """What computes here."""
+    return Versions(
+        python=platform.python_version(),
+        torch=version("torch"),
+        transformers=version("transformers"),
+        peft=version("peft"),
+        bitsandbytes=version("bitsandbytes"),
+        trl=version("trl"),
+        accelerate=version("accelerate"),
+        datasets=version("datasets"),
+        tokenizers=version("tokenizers"),
+        numpy=version("numpy"),
+        ftjob=version("ftjob"),
+    )
+
+
+def git_commit() -> str | None:
+    """The commit of the checkout this code runs from; None when it runs from an installed package."""
+    try:
+        answer = subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],  # noqa: S607
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip()
+
+
+@dataclass(frozen=True)
+class Story:
+    """The records of all attempts."""
+
+    claims: dict[int, AttemptClaim]
+    ends: dict[int, AttemptEnd]
+    lines: dict[int, list[MetricLine]]
+
+    def attempts(self, *, running: int | None) -> tuple[AttemptSummary, ...]:
+        return summarise_attempts(self.claims.values(), self.ends, self.lines, running=running)
+
+    @property
+    def one_kind_of_hardware(self) -> bool:
+        """Whether every attempt that trained computed on the same hardware."""
+        return len({a.hardware for a in self.attempts(running=None) if a.steps_done}) <= 1
+
+
+def read_story(store: Store, layout: RunLayout) -> Story:
+    """The records of all attempts of a run. Raises StorageError, Damaged."""
+    claims: dict[int, AttemptClaim] = {}
+    ends: dict[int, AttemptEnd] = {}
+    for info in store.list(layout.attempts):
+        if (attempt := layout.claimed_attempt(info.key)) is not None:
+            claims[attempt] = AttemptClaim.from_bytes(store.get(info.key), name=info.key)
+        elif (attempt := layout.ended_attempt(info.key)) is not None:
+            ends[attempt] = AttemptEnd.from_bytes(store.get(info.key), name=info.key)
+    lines: dict[int, list[MetricLine]] = defaultdict(list)
+    for info in store.list(layout.metrics):
+        if (position := layout.metrics_position(info.key)) is not None:
+            lines[position[0]] += parse_lines(store.get(info.key), name=info.key)
+    return Story(claims, ends, dict(lines))

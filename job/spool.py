@@ -1,0 +1,254 @@
+"""The spool: checkpoints wait on the local disk for the bucket, so that training never waits for the network.
+
+The training copies its state aside in memory, which is the only part that blocks it, and hands over a function that
+writes it. A thread writes the files, digests them, seals them with a manifest, uploads and commits; a full disk or a
+store out of reach makes it try again, with growing pauses. A later attempt on the same disk adopts what a dead one
+sealed: the step that was saved is not lost because the network was.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from job.checkpoints import commit, digest_file, digest_folder, prune
+from job.contract.errors import Damaged, StorageError
+from job.contract.layout import CheckpointName, RunLayout
+from job.contract.records import CheckpointManifest
+from job.logs import get_logger
+from job.patience import pauses
+from job.storage import Store
+
+_MANIFEST: Final = "manifest.json"
+_FILES: Final = "files"
+
+
+@dataclass(frozen=True)
+class Commit:
+    """One checkpoint that became restorable. Sizes in bytes, times in seconds."""
+
+    name: CheckpointName
+    size: int
+    blocking_seconds: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class _Staged:
+    draft: CheckpointManifest
+    write: Callable[[Path], None]
+    folder: Path
+    decided: float
+    blocking_seconds: float
+
+
+class Spool:
+    """The checkpoints of one attempt on their way to the bucket. One thread stages, one thread uploads.
+
+    Args:
+        folder: of all attempts on this disk; each has a folder of its own in it.
+        keep: how many of the newest checkpoints the pruner spares.
+        before_commit: flushes the journal. What a resume will not do again must be on record before the checkpoint
+            that covers it. Raises StorageError to have both tried again.
+        on_commit: told of every commit.
+        damaged: checkpoints known not to restore, which the pruner does not count.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        layout: RunLayout,
+        folder: Path,
+        *,
+        attempt: int,
+        keep: int,
+        before_commit: Callable[[], None],
+        on_commit: Callable[[Commit], None],
+        damaged: frozenset[CheckpointName] = frozenset(),
+    ) -> None:
+        self._store = store
+        self._layout = layout
+        self._folder = folder / f"a{attempt:04d}"
+        self._keep = keep
+        self._before_commit = before_commit
+        self._on_commit = on_commit
+        self._damaged = damaged
+        self._queue: list[_Staged] = []
+        self._changed = threading.Condition()
+        self._closing = False
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._lock = _lock(self._folder)
+        self._thread = threading.Thread(target=self._upload_all, name="spool", daemon=True)
+        self._thread.start()
+
+    def stage(self, draft: CheckpointManifest, write: Callable[[Path], None], *, blocking_seconds: float) -> None:
+        """Queue a checkpoint and return at once; it is written, uploaded and committed in the background.
+
+        Args:
+            draft: the manifest, its `files` still empty. Its name is new to this attempt.
+            write: writes the files into the empty folder it is given; called in the background, again after an
+                OSError.
+            blocking_seconds: for how long the training stood still to make the copy; for the records.
+        """
+        decided = time.monotonic() - blocking_seconds
+        folder = self._folder / str(draft.name)
+        with self._changed:
+            # The one being uploaded stays; of those that still wait, only the newest and the epochs' are worth it.
+            for old in [staged for staged in self._queue[1:] if staged.draft.reason == "interval"]:
+                self._queue.remove(old)
+            self._queue.append(_Staged(draft, write, folder, decided, blocking_seconds))
+            self._changed.notify_all()
+
+    def flush(self, seconds: float) -> bool:
+        """Wait until everything staged is committed; whether it was, within this time."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._queue, timeout=seconds)
+
+    def close(self) -> None:
+        """Stop uploading. What is not committed stays on the disk, for the next attempt."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        self._thread.join(timeout=5)
+        self._lock.close()
+
+    @property
+    def waiting(self) -> int:
+        """How many checkpoints are not committed yet."""
+        with self._changed:
+            return len(self._queue)
+
+    def _upload_all(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: bool(self._queue) or self._closing)
+                if self._closing:
+                    return
+                staged = self._queue[0]
+            if self._upload(staged):
+                with self._changed:
+                    self._queue.remove(staged)
+                    self._changed.notify_all()
+
+    def _upload(self, staged: _Staged) -> bool:
+        """Commit one; False when the spool was closed before it could be."""
+        log = get_logger()
+        name = staged.draft.name
+        log.info("checkpoint.uploading", checkpoint=str(name), step=name.step)
+        for pause in pauses():
+            try:
+                manifest = _seal(staged)
+                self._before_commit()
+                commit(self._store, self._layout, manifest, staged.folder / _FILES)
+                break
+            except (StorageError, OSError) as error:
+                log.warning("checkpoint.upload_failed", checkpoint=str(name), error=str(error), next_try_seconds=pause)
+                with self._changed:
+                    if self._changed.wait_for(lambda: self._closing, timeout=pause):
+                        return False
+        size = sum(digest.size for digest in manifest.files.values())
+        done = Commit(name, size, staged.blocking_seconds, time.monotonic() - staged.decided)
+        log.info(
+            "checkpoint.committed",
+            checkpoint=str(name),
+            step=name.step,
+            size=size,
+            seconds=round(done.seconds, 3),
+            blocking_seconds=round(done.blocking_seconds, 4),
+        )
+        shutil.rmtree(staged.folder, ignore_errors=True)
+        self._on_commit(done)
+        self._prune()
+        return True
+
+    def _prune(self) -> None:
+        try:
+            for name in prune(self._store, self._layout, keep=self._keep, damaged=self._damaged):
+                get_logger().info("checkpoint.pruned", checkpoint=str(name))
+        except StorageError as error:  # the next commit prunes again
+            get_logger().warning("checkpoint.prune_failed", error=str(error))
+
+
+def adopt(store: Store, layout: RunLayout, folder: Path) -> list[CheckpointName]:
+    """Commit what dead attempts left in this folder, oldest first; returns what was committed.
+
+    Only sealed checkpoints whose bytes still match their manifest are adopted; the rest is removed. The folder of an
+    attempt that is still alive is left alone: it holds a lock, which its death releases.
+
+    Raises:
+        StorageError: the store is out of reach; everything stays where it is.
+    """
+    adopted: list[CheckpointName] = []
+    for owner in sorted(folder.glob("a[0-9]*")):
+        try:
+            lock = _lock(owner)
+        except BlockingIOError:
+            get_logger().warning("spool.attempt_still_alive", folder=owner.name)
+            continue
+        with lock:
+            for staged in sorted(path for path in owner.iterdir() if path.is_dir()):
+                manifest = _sealed(staged)
+                if manifest is not None:
+                    commit(store, layout, manifest, staged / _FILES)
+                    get_logger().info("checkpoint.adopted", checkpoint=str(manifest.name), step=manifest.step)
+                    adopted.append(manifest.name)
+                shutil.rmtree(staged, ignore_errors=True)
+        shutil.rmtree(owner, ignore_errors=True)
+    return adopted
+
+
+def _lock(folder: Path) -> _LockFile:
+    return _LockFile(folder / ".alive")
+
+
+class _LockFile:
+    """An flock(2) held by a process for its life; the kernel releases it whatever kills the process."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("w")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._file.close()
+            raise
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> _LockFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _seal(staged: _Staged) -> CheckpointManifest:
+    """Write the files and the manifest beside them. What is sealed already is not written again."""
+    path = staged.folder / _MANIFEST
+    if path.exists():
+        return CheckpointManifest.from_bytes(path.read_bytes(), name=str(path))
+    shutil.rmtree(staged.folder, ignore_errors=True)
+    files = staged.folder / _FILES
+    files.mkdir(parents=True)
+    staged.write(files)
+    manifest = staged.draft.model_copy(update={"files": digest_folder(files)})
+    partial = staged.folder / f".{_MANIFEST}"
+    partial.write_bytes(manifest.to_bytes())
+    partial.replace(path)
+    return manifest
+
+
+def _sealed(folder: Path) -> CheckpointManifest | None:
+    """The manifest of a staged checkpoint whose files are all there and unchanged; None for anything else."""
+    try:
+        manifest = CheckpointManifest.from_bytes((folder / _MANIFEST).read_bytes(), name=folder.name)
+        whole = all(digest_file(folder / _FILES / file) == digest for file, digest in manifest.files.items())
+    except (OSError, Damaged):
+        return None
+    return manifest if whole else None
