@@ -63,11 +63,11 @@ class _NoticeGiven(Exception):
 class Attempt:
     """One life of the job. `live` is the story; the rest are its sentences."""
 
-    def __init__(self, environ: JobEnviron, notice: Notice) -> None:
+    def __init__(self, environ: JobEnviron, notice: Notice, *, store: Store | None = None) -> None:
         self._environ = environ
         self._notice = notice
         self._workdir = Path(environ.workdir)
-        self._store: Store = open_store(environ.bucket)
+        self._store = open_store(environ.bucket) if store is None else store
         self._layout = RunLayout(environ.run_id)
         self._upload_seconds = 0.0
 
@@ -122,7 +122,7 @@ class Attempt:
             self._workdir / "spool",
             attempt=claim.attempt,
             keep=record.recipe.checkpoints.keep,
-            before_commit=journal.flush,
+            journal=journal,
             on_commit=lambda commit: self._note_commit(commit, journal),
             damaged=damaged,
         )

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Self
 
 from job.contract.errors import StorageError
-from job.contract.layout import RunLayout
+from job.contract.layout import Key, RunLayout
 from job.contract.metrics import Heartbeat, MetricLine, dump_lines
 from job.logs import get_logger
 from job.storage import Store
@@ -35,7 +35,8 @@ class Journal:
         self._sequence = 0
         self._lock = threading.Lock()
         self._writing = threading.Lock()
-        self._closing = threading.Event()
+        self._closing = False
+        self._wake = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="journal", daemon=True)
 
     def __enter__(self) -> Self:
@@ -43,7 +44,8 @@ class Journal:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._closing.set()
+        self._closing = True
+        self._wake.set()
         self._thread.join(timeout=5)
 
     def write(self, line: MetricLine) -> None:
@@ -52,10 +54,11 @@ class Journal:
             self._lines.append(line)
 
     def phase(self, name: str) -> None:
-        """Say what the attempt does from now on; heartbeats repeat it."""
+        """Say what the attempt does from now on; heartbeats repeat it. Whoever watches hears of it at once."""
         self._phase = name
         get_logger().info("phase", phase=name)
         self.write(Heartbeat(at=now(), phase=name))
+        self._wake.set()
 
     def flush(self) -> None:
         """Bring everything written so far into the bucket, now.
@@ -73,9 +76,18 @@ class Journal:
             with self._lock:
                 del self._lines[: len(lines)]
 
+    def pending(self) -> tuple[Key, bytes]:
+        """What the next flush will write, and under which key; more lines may have joined by then."""
+        with self._writing, self._lock:
+            return self._layout.metrics_object(self._attempt, self._sequence), dump_lines(self._lines)
+
     def _beat(self) -> None:
         failing_since: float | None = None
-        while not self._closing.wait(self._interval):
+        while True:
+            self._wake.wait(self._interval)
+            self._wake.clear()
+            if self._closing:
+                return
             with self._lock:
                 if not self._lines:
                     self._lines.append(Heartbeat(at=now(), phase=self._phase))

@@ -26,7 +26,7 @@ from job.journal import now
 from job.model import Base, hardware, load_tokenizer, locate, parameters
 from job.model import load as load_model
 from job.notice import Notice
-from job.passport import Story, git_commit, versions
+from job.passport import Story, ftjob_commit, versions
 from job.train import Rows, Training
 
 
@@ -82,7 +82,8 @@ class Loaded:
                 tokenizer_sha256=self.base.digest_of(*TOKENIZER_FILES),
             ),
             versions=self.identity.versions,
-            git_commit=environ.git_commit or git_commit(),
+            git_commit=environ.git_commit,
+            ftjob_commit=ftjob_commit(),
             image_digest=environ.image_digest,
             hardware=self.identity.hardware,
             threads=self.identity.threads,

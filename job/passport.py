@@ -33,7 +33,7 @@ def versions() -> Versions:
     )
 
 
-def git_commit() -> str | None:
+def ftjob_commit() -> str | None:
     """The commit of the checkout this code runs from; None when it runs from an installed package."""
     try:
         answer = subprocess.run(
@@ -62,7 +62,8 @@ class Story:
     @property
     def one_kind_of_hardware(self) -> bool:
         """Whether every attempt that trained computed on the same hardware."""
-        return len({a.hardware for a in self.attempts(running=None) if a.steps_done}) <= 1
+        trained = [a.hardware for a in self.attempts(running=None) if a.hardware is not None and a.steps_done]
+        return not any(hardware.computes_unlike(trained[0]) for hardware in trained)
 
 
 def read_story(store: Store, layout: RunLayout) -> Story:

@@ -9,6 +9,7 @@ from typing import Final
 from job.checkpoints import digest_folder
 from job.contract.errors import AlreadyExists
 from job.contract.layout import RunLayout
+from job.contract.recipe import TINY_MODEL
 from job.contract.records import AdapterManifest, Passport
 from job.dataset.render import TOKENIZER_FILES
 from job.logs import get_logger
@@ -64,7 +65,9 @@ def model_card(passport: Passport) -> str:
         f"| {e.epoch} | {e.step} | {'' if e.held_out_loss is None else f'{e.held_out_loss:.4f}'} |"
         for e in passport.epochs
     )
-    load = f'model = AutoModelForCausalLM.from_pretrained("{recipe.base_model.id}")'
+    tiny = recipe.base_model.id == TINY_MODEL
+    base = "tiny" if tiny else recipe.base_model.id
+    first = "The base model is built in: `python -m job.tiny tiny` writes it to the folder `tiny`.\n\n" if tiny else ""
     revision = f" at revision `{recipe.base_model.revision}`" if recipe.base_model.revision else ""
     dora = ", DoRA" if recipe.lora.dora else ""
     repeated = sum(attempt.steps_repeated for attempt in passport.attempts)
@@ -82,11 +85,11 @@ tags:
 
 A LoRA adapter for `{recipe.base_model.id}`{revision}, trained by ftjob.
 
-```python
+{first}```python
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-{load}
+model = AutoModelForCausalLM.from_pretrained("{base}")
 model = PeftModel.from_pretrained(model, "THIS_FOLDER")
 ```
 

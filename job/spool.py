@@ -8,18 +8,19 @@ sealed: the step that was saved is not lost because the network was.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import shutil
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Final
+from pathlib import Path, PurePosixPath
+from typing import Final, Protocol
 
 from job.checkpoints import commit, digest_file, digest_folder, prune
-from job.contract.errors import Damaged, StorageError
-from job.contract.layout import CheckpointName, RunLayout
+from job.contract.errors import AlreadyExists, Damaged, StorageError
+from job.contract.layout import CheckpointName, Key, RunLayout
 from job.contract.records import CheckpointManifest
 from job.logs import get_logger
 from job.patience import pauses
@@ -27,6 +28,19 @@ from job.storage import Store
 
 _MANIFEST: Final = "manifest.json"
 _FILES: Final = "files"
+_JOURNAL: Final = "journal"
+
+
+class Record(Protocol):
+    """The journal, as far as checkpoints need it."""
+
+    def pending(self) -> tuple[Key, bytes]:
+        """The key and the bytes of what the next flush will write at least."""
+        ...
+
+    def flush(self) -> None:
+        """Write it. Raises StorageError."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -54,8 +68,8 @@ class Spool:
     Args:
         folder: of all attempts on this disk; each has a folder of its own in it.
         keep: how many of the newest checkpoints the pruner spares.
-        before_commit: flushes the journal. What a resume will not do again must be on record before the checkpoint
-            that covers it. Raises StorageError to have both tried again.
+        journal: flushed before each commit, and what of it is not flushed is sealed with the checkpoint: what a resume
+            will not do again must be on record no later than the checkpoint that covers it.
         on_commit: told of every commit.
         damaged: checkpoints known not to restore, which the pruner does not count.
     """
@@ -68,7 +82,7 @@ class Spool:
         *,
         attempt: int,
         keep: int,
-        before_commit: Callable[[], None],
+        journal: Record,
         on_commit: Callable[[Commit], None],
         damaged: frozenset[CheckpointName] = frozenset(),
     ) -> None:
@@ -76,7 +90,7 @@ class Spool:
         self._layout = layout
         self._folder = folder / f"a{attempt:04d}"
         self._keep = keep
-        self._before_commit = before_commit
+        self._journal = journal
         self._on_commit = on_commit
         self._damaged = damaged
         self._queue: list[_Staged] = []
@@ -143,8 +157,8 @@ class Spool:
         log.info("checkpoint.uploading", checkpoint=str(name), step=name.step)
         for pause in pauses():
             try:
-                manifest = _seal(staged)
-                self._before_commit()
+                manifest = _seal(staged, self._journal)
+                self._journal.flush()
                 commit(self._store, self._layout, manifest, staged.folder / _FILES)
                 break
             except (StorageError, OSError) as error:
@@ -162,7 +176,7 @@ class Spool:
             seconds=round(done.seconds, 3),
             blocking_seconds=round(done.blocking_seconds, 4),
         )
-        shutil.rmtree(staged.folder, ignore_errors=True)
+        _discard(staged.folder)
         self._on_commit(done)
         self._prune()
         return True
@@ -195,12 +209,29 @@ def adopt(store: Store, layout: RunLayout, folder: Path) -> list[CheckpointName]
             for staged in sorted(path for path in owner.iterdir() if path.is_dir()):
                 manifest = _sealed(staged)
                 if manifest is not None:
+                    _adopt_journal(store, layout, staged / _JOURNAL)
                     commit(store, layout, manifest, staged / _FILES)
                     get_logger().info("checkpoint.adopted", checkpoint=str(manifest.name), step=manifest.step)
                     adopted.append(manifest.name)
-                shutil.rmtree(staged, ignore_errors=True)
+                _discard(staged)
         shutil.rmtree(owner, ignore_errors=True)
     return adopted
+
+
+def _discard(folder: Path) -> None:
+    """Remove a staged checkpoint: its seal first, so that dying halfway leaves nothing that looks whole."""
+    (folder / _MANIFEST).unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _adopt_journal(store: Store, layout: RunLayout, folder: Path) -> None:
+    for file in folder.iterdir():
+        key = Key(f"{layout.metrics}{file.name}")
+        lines = file.read_bytes()
+        if layout.metrics_position(key) is not None and lines:
+            # When the dead attempt did flush, the object is there, and begins with these lines.
+            with contextlib.suppress(AlreadyExists):
+                store.put_new(key, lines)
 
 
 def _lock(folder: Path) -> _LockFile:
@@ -228,8 +259,8 @@ class _LockFile:
         self.close()
 
 
-def _seal(staged: _Staged) -> CheckpointManifest:
-    """Write the files and the manifest beside them. What is sealed already is not written again."""
+def _seal(staged: _Staged, journal: Record) -> CheckpointManifest:
+    """Write the files, then the manifest beside them. What is sealed already is not written again."""
     path = staged.folder / _MANIFEST
     if path.exists():
         return CheckpointManifest.from_bytes(path.read_bytes(), name=str(path))
@@ -237,6 +268,9 @@ def _seal(staged: _Staged) -> CheckpointManifest:
     files = staged.folder / _FILES
     files.mkdir(parents=True)
     staged.write(files)
+    key, lines = journal.pending()
+    (staged.folder / _JOURNAL).mkdir()
+    (staged.folder / _JOURNAL / PurePosixPath(key).name).write_bytes(lines)
     manifest = staged.draft.model_copy(update={"files": digest_folder(files)})
     partial = staged.folder / f".{_MANIFEST}"
     partial.write_bytes(manifest.to_bytes())

@@ -35,7 +35,7 @@ class JobEnviron(BaseModel):
         description="CPU threads of torch. Sums depend on it, so a run keeps one number for life.",
     )
     image_digest: str | None = None
-    git_commit: str | None = None
+    git_commit: str | None = Field(default=None, description="Of the folder the recipe came from; for the passport.")
     infra: dict[str, str] = Field(default_factory=dict, description="Where the attempt runs, for the records; JSON.")
 
     @classmethod

@@ -53,7 +53,7 @@ def check_resumable(saved: Identity, here: Identity) -> list[str]:
             "the checkpoints of this run cannot be resumed exactly: " + "; ".join(differences),
             hint="put it back as it was to go on, or start a new run; nothing was overwritten",
         )
-    if saved.hardware != here.hardware:
+    if saved.hardware.computes_unlike(here.hardware):
         return [f"the hardware was {saved.hardware.name} and is {here.hardware.name}"]
     return []
 

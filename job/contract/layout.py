@@ -33,7 +33,7 @@ _CLAIM = re.compile(r"attempts/([0-9]{4})\.json")
 _END = re.compile(r"attempts/([0-9]{4})\.end\.json")
 _METRICS = re.compile(r"metrics/a([0-9]{4})-([0-9]{6})\.jsonl")
 _MANIFEST = re.compile(r"checkpoints/(step-[0-9]{8}-a[0-9]{4})\.json")
-_CHECKPOINT_FILE = re.compile(r"checkpoints/(step-[0-9]{8}-a[0-9]{4})/(.+)")
+_CHECKPOINT_FILE = re.compile(r"checkpoints/(step-[0-9]{8}-a[0-9]{4})/(?s:.+)")
 
 
 def is_key(text: str) -> bool:

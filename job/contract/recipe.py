@@ -213,8 +213,14 @@ class Recipe(Section):
         return self
 
     def digest(self) -> str:
-        """Sha256 of what decides the weights: everything but where it lands and how often it is saved."""
-        decisive = self.model_dump(mode="json", exclude={"output", "checkpoints"})
+        """Sha256 of what decides the weights.
+
+        Where the adapter lands and how often it is saved do not; nor does where the dataset lies: its bytes do, and
+        they have digests of their own.
+        """
+        decisive = self.model_dump(mode="json", exclude={"output": True, "checkpoints": True, "dataset": {"train"}})
+        if isinstance(self.dataset.held_out, str):
+            decisive["dataset"]["held_out"] = "a file of its own"
         return hashlib.sha256(json.dumps(decisive, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
@@ -251,7 +257,7 @@ def parse_recipe(text: str, *, name: str) -> Recipe:
         data = json.loads(text, object_pairs_hook=_no_duplicate_keys)
     except json.JSONDecodeError as error:
         raise RecipeInvalid(
-            f"recipe {name} is not JSON: {error.msg} at line {error.lineno} column {error.colno}",
+            f"recipe {name} is not JSON: {error.msg.removesuffix(' at')} at line {error.lineno} column {error.colno}",
             hint="`ftjob schema` prints the JSON Schema that editors complete and check against",
         ) from error
     except (ValueError, RecursionError) as error:

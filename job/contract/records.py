@@ -102,6 +102,10 @@ class Hardware(Part):
     memory_bytes: int = Field(ge=0)
     count: int = Field(ge=1)
 
+    def computes_unlike(self, other: Hardware) -> bool:
+        """Whether sums may round differently there. How much memory there is changes no bit."""
+        return (self.device, self.name, self.count) != (other.device, other.name, other.count)
+
 
 class RunRecord(Record):
     """recipe.json: the run. Written by the launcher before anything is started."""
@@ -280,6 +284,9 @@ class Passport(Record):
     dataset: DatasetPassport
     versions: Versions
     git_commit: str | None
+    """Of the folder the recipe came from, "-dirty" when it held uncommitted changes; None outside a checkout."""
+    ftjob_commit: str | None
+    """Of the checkout that ftjob ran from; None for an installed package, whose version says it."""
     image_digest: str | None
     hardware: Hardware
     threads: int

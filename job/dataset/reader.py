@@ -87,8 +87,8 @@ def fingerprint(path: Path, *, name: str, progress: Progress | None = None) -> D
 
 def _rows(lines: Iterable[bytes], name: str) -> Iterator[Row]:
     for number, raw in enumerate(lines, start=1):
-        text = _decode(raw, number, name)
-        if text.strip():
+        text = _decode(raw, number, name).rstrip()  # with its line end, a cut line would fail on the next one
+        if text:
             yield _parse(text, LineNumber(number), name)
 
 
@@ -109,7 +109,7 @@ def _parse(text: str, line: LineNumber, name: str) -> Row:
         raise DatasetInvalid(f"dataset {name} line {line}: {error.message}", hint=error.hint) from error
     except json.JSONDecodeError as error:
         raise DatasetInvalid(
-            f"dataset {name} line {line}: not JSON: {error.msg} at column {error.colno}",
+            f"dataset {name} line {line}: not JSON: {error.msg.removesuffix(' at')} at column {error.colno}",
             hint="one complete JSON object a line",
         ) from error
     except RecursionError as error:
@@ -137,7 +137,7 @@ def _no_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _messages(data: Any) -> tuple[Message, ...]:
     if not isinstance(data, dict):
-        raise _NotARow(f"a {_kind(data)}, not an object", hint='write {"messages": [...]}')
+        raise _NotARow(f"{_kind(data)}, not an object", hint='write {"messages": [...]}')
     if "messages" in data:
         turns = data["messages"]
         if not isinstance(turns, list) or not turns:
@@ -161,7 +161,7 @@ def _messages(data: Any) -> tuple[Message, ...]:
 
 def _message(turn: Any, index: int) -> Message:
     if not isinstance(turn, dict):
-        raise _NotARow(f"turn {index + 1} is a {_kind(turn)}, not an object")
+        raise _NotARow(f"turn {index + 1} is {_kind(turn)}, not an object")
     role, content = turn.get("role"), turn.get("content")
     if role not in ROLES:
         said = "no role" if role is None else f"the role {_shorten(json.dumps(role))}"
@@ -171,7 +171,7 @@ def _message(turn: Any, index: int) -> Message:
 
 def _content(value: Any, what: str) -> str:
     if not isinstance(value, str):
-        raise _NotARow(f"{what} has a {_kind(value)} as content, not a text")
+        raise _NotARow(f"{what} has {_kind(value)} as content, not a text")
     if not value.strip():
         raise _NotARow(f"{what} is empty", hint="remove the row, or write what should be said")
     try:
@@ -188,5 +188,5 @@ def _shorten(text: str) -> str:
 
 
 def _kind(value: Any) -> str:
-    names = {dict: "object", list: "list", str: "text", bool: "boolean", int: "number", float: "number"}
-    return names.get(type(value), "null")
+    names = {dict: "an object", list: "a list", str: "a text", bool: "a boolean", int: "a number", float: "a number"}
+    return names.get(type(value), "nothing")

@@ -168,7 +168,7 @@ class FileStore:
     def _place(self, target: Path, move: Callable[[], object]) -> None:
         for left in reversed(range(_PLACE_TRIES)):
             try:
-                target.parent.mkdir(parents=True, exist_ok=True)
+                _make_folders(target.parent)
                 move()
             except FileNotFoundError:
                 if not left:
@@ -203,6 +203,16 @@ def _using(path: Path) -> Iterator[None]:
         raise
     except OSError as error:
         raise translate_os_error(error, str(path)) from error
+
+
+def _make_folders(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        if folder.exists() and not folder.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder)) from error
+        # A folder that came or went while mkdir looked.
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder)) from error
 
 
 def _make_lasting(folder: Path) -> None:

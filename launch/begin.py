@@ -1,0 +1,132 @@
+"""Creates runs, and takes up runs that stand still. Dying between any two steps leaves nothing, or a run that
+`ftjob status` explains and `ftjob launch --run` goes on with."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Final
+
+from job.contract.errors import AccessRefused, AlreadyExists, BadInput, FtjobError, RunExists
+from job.contract.layout import RunLayout, check_run_id
+from job.contract.records import RunRecord
+from job.contract.status import Status
+from job.storage import Store
+from launch.backend import Backend
+from launch.home import Remembered, forget, recall, remember
+from launch.resolve import Resolved, check_same_recipe, check_unchanged
+from launch.runs import RunReader, read_run
+from launch.settings import ftjob_version
+
+MAY_LIVE_SECONDS: Final = 120.0
+"""A run that nobody here can ask about is left alone for so long after its last sign of life: eight heartbeats."""
+
+_LONGEST_STEM: Final = 63 - len("-20260101-000000-abcd")
+
+
+def new_run_id(stem: str, *, now: datetime, token: str) -> str:
+    """<stem>-<yyyymmdd-hhmmss>-<token>: sorts by time for one recipe, and two people do not meet.
+
+    Args:
+        stem: of the recipe's file name; whatever a run id may not hold becomes "-".
+        token: 4 hex digits, drawn by the caller.
+    """
+    slug = re.sub(r"[^a-z0-9]+", "-", stem.lower())[:_LONGEST_STEM].strip("-") or "run"
+    return check_run_id(f"{slug}-{now.astimezone(UTC):%Y%m%d-%H%M%S}-{token}")
+
+
+def new_record(resolved: Resolved, *, run_id: str, now: datetime) -> RunRecord:
+    """The record of a run that does not exist yet."""
+    return RunRecord(
+        run_id=check_run_id(run_id),
+        created_at=now,
+        recipe=resolved.recipe,
+        recipe_digest=resolved.recipe.digest(),
+        train=resolved.train,
+        held_out=resolved.held_out,
+        ftjob=ftjob_version(),
+    )
+
+
+def create_run(home: Path, store: Store, record: RunRecord, *, backend: str) -> None:
+    """Write recipe.json: from here on the run exists.
+
+    Raises:
+        RunExists: the id is taken, in this bucket or on this machine.
+        BadInput: the bucket cannot be written.
+        StorageError: the bucket is out of reach for now.
+    """
+    known = recall(home, record.run_id)
+    if known is not None:
+        check_bucket(known, store)
+    ours = remember(home, Remembered(run_id=record.run_id, bucket=store.uri, backend=backend))
+    try:
+        store.put_new(RunLayout(record.run_id).recipe, record.to_bytes())
+    except FtjobError as error:
+        if ours:
+            forget(home, record.run_id)
+        if isinstance(error, AlreadyExists):
+            raise RunExists(
+                f"run {record.run_id} exists already in {store.uri}",
+                hint=f"`ftjob launch --run {record.run_id}` goes on with it; leave --name out for a new one",
+            ) from error
+        if isinstance(error, AccessRefused):
+            raise BadInput(f"bucket {store.uri} cannot be written: {error.message}", hint=error.hint) from error
+        raise
+
+
+def check_bucket(known: Remembered, store: Store) -> None:
+    """A run's id names its folder on this machine, so two buckets cannot each have a run of that id here.
+
+    Raises:
+        RunExists: this machine launched a run of that id into another bucket.
+    """
+    if known.bucket != store.uri:
+        raise RunExists(
+            f"this machine has a run {known.run_id} in {known.bucket}, which is another than one in {store.uri}",
+            hint="choose another --name, or leave --bucket out",
+        )
+
+
+def take_up(
+    home: Path, store: Store, run_id: str, backend: Backend, *, given: Resolved | None, recipe_name: str
+) -> RunRecord:
+    """The record of a run that may be submitted again: it exists, stands still, is not finished and has not changed.
+
+    Args:
+        given: the recipe named together with the run, which must be the run's own; None when none was.
+        recipe_name: what errors call it.
+
+    Raises:
+        RunUnknown: there is no such run.
+        BadInput: it is still running, or finished.
+        IdentityMismatch: its dataset, or the recipe given, is another than at its launch.
+    """
+    known = recall(home, run_id)
+    if known is not None:
+        check_bucket(known, store)
+    record = read_run(store, run_id)
+    if given is not None:
+        check_same_recipe(record, given.recipe, name=recipe_name)
+    now = datetime.now(UTC)
+    poll = RunReader(store, run_id, backend).poll(now)
+    view = poll.view
+    if view.status is Status.SUCCEEDED:
+        raise BadInput(f"run {run_id} is finished", hint=f"`ftjob fetch {run_id}` brings its adapter here")
+    if view.status in (Status.PENDING, Status.RUNNING, Status.RECOVERING):
+        detail = f": {poll.described.detail}" if poll.described.detail else ""
+        raise BadInput(
+            f"run {run_id} is still running{detail}",
+            hint=f"watch it with `ftjob status {run_id}`, or `ftjob cancel` it",
+        )
+    if view.status is Status.UNKNOWN and view.last_sign_of_life is not None:
+        silent = now - view.last_sign_of_life
+        if silent < timedelta(seconds=MAY_LIVE_SECONDS):
+            raise BadInput(
+                f"run {run_id} may be running elsewhere: its last sign of life is {silent.total_seconds():.0f} s old",
+                hint=f"stop it where it runs, or try again after {MAY_LIVE_SECONDS:.0f} s of silence",
+            )
+    check_unchanged(record)
+    remember(home, Remembered(run_id=run_id, bucket=store.uri, backend=backend.name))
+    return record

@@ -1,0 +1,311 @@
+"""Answers as text: tables and lines for people, one line of JSON for programs."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+from pydantic import BaseModel
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from job.contract.metrics import Committed, Evaluated, MetricLine, Published, Restored, Step
+from job.contract.recipe import TINY_MODEL
+from job.contract.records import utc
+from job.contract.status import Status
+from job.dataset.source import local_path
+from job.logs import mask
+from launch.chaos import Chaos
+from launch.fetch import Fetched
+from launch.resolve import Resolved
+from launch.runs import Poll
+from launch.view import Commit, RunView
+
+STEP_LINE_SECONDS: Final = 2.0
+"""Between two plain lines about steps: a log of a long run stays readable."""
+
+_COLOURS: Final = {
+    Status.PENDING: "cyan",
+    Status.RUNNING: "green",
+    Status.RECOVERING: "yellow",
+    Status.SUCCEEDED: "bold green",
+    Status.OUT_OF_BUDGET: "yellow",
+    Status.FAILED: "bold red",
+    Status.CANCELLED: "yellow",
+    Status.INTERRUPTED: "yellow",
+    Status.UNKNOWN: "magenta",
+}
+
+
+def as_json(value: BaseModel | Sequence[BaseModel]) -> str:
+    """A model, or a list of them, as one line."""
+    # Not json.dumps: a loss may be NaN, which JSON has not.
+    if isinstance(value, BaseModel):
+        return value.model_dump_json()
+    return f"[{', '.join(item.model_dump_json() for item in value)}]"
+
+
+def duration(seconds: float) -> str:
+    """0:42, 12:05, 3:12:05."""
+    whole = max(round(seconds), 0)
+    hours, minutes = divmod(whole // 60, 60)
+    return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"
+
+
+def plan_text(resolved: Resolved, *, run_id: str, infra: str) -> str:
+    """What a launch is about to do."""
+    recipe, training = resolved.recipe, resolved.recipe.training
+    held_out = "nothing held out"
+    if resolved.held_out is not None:
+        held_out = f"{resolved.held_out.rows} held out"
+    elif isinstance(recipe.dataset.held_out, float):
+        held_out = f"{recipe.dataset.held_out:.0%} of them held out"
+    shape = f"{recipe.method}, rank {recipe.lora.rank}{', DoRA' if recipe.lora.dora else ''}"
+    batch = training.batch_size * training.gradient_accumulation
+    return "\n".join(
+        (
+            f"run      {run_id} on {infra}",
+            f"trains   {recipe.base_model.id} ({shape})",
+            f"on       {resolved.train.uri} ({resolved.train.rows} rows, {held_out})",
+            f"for      {training.epochs} epochs, {batch} sequences a step, up to {training.max_length} tokens each",
+            f"lands in {resolved.bucket}",
+        )
+    )
+
+
+def view_text(view: RunView) -> Text:
+    """Everything about a run, a fact a line."""
+    text = Text()
+    text.append(f"{view.run_id}  ")
+    text.append(view.status.value, style=_COLOURS[view.status])
+    rows = [
+        ("", view.message),
+        ("hint", view.hint),
+        ("progress", progress_line(view)),
+        ("last commit", _commit_line(view.last_commit) if view.last_commit else "none yet"),
+        ("bucket", view.bucket),
+        ("adapter", view.adapter or "none yet"),
+    ]
+    for name, value in rows:
+        if value:
+            text.append(f"\n  {name:<12}{value}" if name else f"\n  {value}")
+    for attempt in view.attempts:
+        repeated = f", {attempt.steps_repeated} repeated" if attempt.steps_repeated else ""
+        ended = f" to {utc(attempt.ended_at)}" if attempt.ended_at else ""
+        where = f" on {attempt.hardware.name}" if attempt.hardware else ""
+        text.append(
+            f"\n  attempt {attempt.attempt:<4}{attempt.ended}: steps {attempt.restored_step} to {attempt.last_step}"
+            f"{repeated}; {utc(attempt.started_at)}{ended}{where}"
+        )
+    return text
+
+
+def progress_line(view: RunView) -> str:
+    """Epoch, step, losses, speed, time left: whatever of it is known."""
+    parts = [
+        f"attempt {view.attempt}" if view.attempt > 1 else None,
+        view.phase,
+        f"epoch {view.epoch:.2f}/{view.epochs}" if view.epoch is not None else None,
+        f"step {view.step}/{view.total_steps or '?'}" if view.step is not None else None,
+        f"loss {view.loss:.4f}" if view.loss is not None else None,
+        f"held-out {view.held_out_loss:.4f}" if view.held_out_loss is not None else None,
+        f"{view.tokens_per_second:,.0f} tokens/s" if view.tokens_per_second is not None else None,
+        f"ETA {duration(view.eta_seconds)}" if view.eta_seconds is not None else None,
+    ]
+    return " · ".join(part for part in parts if part)
+
+
+def _commit_line(commit: Commit) -> str:
+    warning = " - old: is the bucket out of reach?" if commit.is_old else ""
+    return f"step {commit.step}, {duration(commit.age_seconds)} ago{warning}"
+
+
+def list_table(views: Sequence[RunView]) -> Table:
+    """One line a run."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("RUN", "STATUS", "CREATED (UTC)", "ATTEMPTS"):
+        table.add_column(column, no_wrap=True)
+    for column in ("MODEL", "BUCKET"):
+        table.add_column(column, overflow="fold")
+    for view in views:
+        table.add_row(
+            Text(view.run_id),
+            Text(view.status.value, style=_COLOURS[view.status]),
+            f"{view.created_at.astimezone(UTC):%Y-%m-%d %H:%M}" if view.created_at else "",
+            str(len(view.attempts)),
+            Text(view.base_model or ""),
+            Text(view.bucket),
+        )
+    return table
+
+
+def summary_text(view: RunView) -> Text:
+    """How a run that was watched ended, and what to do with it."""
+    text = view_text(view)
+    folder = local_path(view.adapter) if view.adapter else None
+    if folder is not None and view.base_model:
+        text.append(f"\n\n{load_text(folder, view.base_model)}")
+    return text
+
+
+def fetched_text(fetched: Fetched) -> str:
+    """What was brought here, and how to use it."""
+    size = sum(digest.size for digest in fetched.files.values())
+    landed = "" if fetched.complete else "\nIt is the best of a run that its budget ended early, not the final one."
+    return (
+        f"{fetched.folder}: {len(fetched.files)} files, {size:,} bytes, every digest verified{landed}\n\n"
+        f"{load_text(Path(fetched.folder), fetched.base_model)}"
+    )
+
+
+def load_text(folder: Path, base_model: str) -> str:
+    """How to load an adapter."""
+    if base_model == TINY_MODEL:
+        made = "  write_tiny_model(Path('tiny'))  # from job.tiny\n"
+        base_model = "tiny"
+    else:
+        made = ""
+    return (
+        f"load it with\n{made}"
+        f"  model = AutoModelForCausalLM.from_pretrained({base_model!r})\n"
+        f"  model = PeftModel.from_pretrained(model, {str(folder)!r})"
+    )
+
+
+def certificate_text(found: Chaos) -> Text:
+    """The resume certificate."""
+    moments = ", ".join(f"{count} at {moment}" for moment, count in Counter(k.moment for k in found.kills).items())
+    signals = ", ".join(f"{count} {name}" for name, count in Counter(k.signal for k in found.kills).items())
+    text = Text()
+    text.append("resume certificate\n", style="bold")
+    text.append(f"  kills     {len(found.kills)} of {found.planned}: {moments or 'none'} ({signals or 'none'})\n")
+    text.append(f"  attempts  {found.attempts}, {found.steps} steps, {found.steps_repeated} of them repeated\n")
+    text.append(f"  time      {duration(found.seconds_untouched)} untouched, {duration(found.seconds_killed)} killed\n")
+    for check in found.certificate.checks:
+        mark, style = ("ok   ", "green") if check.holds else ("FAIL ", "bold red")
+        text.append(f"  {mark}", style=style)
+        text.append(f"{check.claim}: {check.found}\n")
+    verdict = "clean: the killed run is the untouched run" if found.certificate.clean else "NOT clean"
+    text.append(verdict, style="bold green" if found.certificate.clean else "bold red")
+    if found.folder:
+        text.append(f"\nboth runs are in {found.folder}")
+    return text
+
+
+def log_line(line: str) -> str:
+    """A line of a log for people; what is not JSON, a traceback say, stays as it is. Secrets are masked."""
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return str(mask(line))
+    if not isinstance(event, dict) or "event" not in event:
+        return str(mask(line))
+    told = {key: value for key, value in event.items() if key not in ("at", "event", "level", "run_id")}
+    rest = " ".join(f"{k}={v if isinstance(v, str | int | float) else json.dumps(v)}" for k, v in mask(told).items())
+    return f"{str(event.get('at', ''))[:19]} {event.get('level', ''):<7} {mask(event['event'])} {rest}".rstrip()
+
+
+class PlainDisplay:
+    """Lines, one an event: for files, pipes and CI."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._status: Status | None = None
+        self._phase: str | None = None
+        self._last_step_line = float("-inf")
+
+    def show(self, poll: Poll) -> None:
+        view = poll.view
+        steps = [index for index, (_, line) in enumerate(poll.news) if isinstance(line, Step)]
+        for index, (attempt, line) in enumerate(poll.news):
+            if isinstance(line, Step):
+                done = view.total_steps is not None and line.step >= view.total_steps
+                # Of the steps of one look only the newest is told, and not too often; the last one always.
+                if not done and (index != steps[-1] or time.monotonic() - self._last_step_line < STEP_LINE_SECONDS):
+                    continue
+                self._last_step_line = time.monotonic()
+            if text := _news_line(attempt, line, view):
+                self.say(text, at=line.at)
+        if view.status is not self._status:
+            self._status = view.status
+            self.say(f"{view.status.value}{f': {view.message}' if view.message else ''}")
+
+        if view.phase not in (None, self._phase):
+            self._phase = view.phase
+            self.say(f"attempt {view.attempt}: {view.phase}")
+
+    def say(self, text: str, *, at: datetime | None = None) -> None:
+        moment = (at or datetime.now(UTC)).strftime("%H:%M:%S")
+        self._console.print(f"{moment} {text}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _news_line(attempt: int, line: MetricLine, view: RunView) -> str:
+    match line:
+        case Restored(checkpoint=None):
+            return f"attempt {attempt}: starts at step 0 of {line.total_steps}"
+        case Restored():
+            return f"attempt {attempt}: goes on from {line.checkpoint} of {line.total_steps} steps"
+        case Step():
+            speed = f" · {line.tokens / line.seconds:,.0f} tokens/s" if line.seconds > 0 else ""
+            eta = f" · ETA {duration(view.eta_seconds)}" if view.eta_seconds else ""
+            return (
+                f"epoch {line.epoch:.2f}/{view.epochs} · step {line.step}/{view.total_steps or '?'} · "
+                f"loss {line.loss:.4f}{speed}{eta}"
+            )
+        case Evaluated():
+            return f"epoch {line.epoch} evaluated: held-out loss {line.held_out_loss:.4f}"
+        case Committed():
+            return f"committed {line.checkpoint} ({line.size:,} bytes; training waited {line.blocking_seconds:.2f} s)"
+        case Published():
+            return f"published the adapter of step {line.step}"
+        case _:
+            return ""
+
+
+class LiveDisplay:
+    """A picture that is redrawn, on a terminal; what happened, steps aside, stays above it."""
+
+    def __init__(self, console: Console) -> None:
+        self._live = Live(console=console, transient=True, auto_refresh=False)
+
+    def __enter__(self) -> LiveDisplay:
+        self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._live.stop()
+
+    def show(self, poll: Poll) -> None:
+        for attempt, line in poll.news:
+            if not isinstance(line, Step) and (text := _news_line(attempt, line, poll.view)):
+                self._live.console.print(Text(f"{line.at:%H:%M:%S} {text}", style="dim"))
+        self._live.update(live_picture(poll.view), refresh=True)
+
+    def say(self, text: str) -> None:
+        self._live.console.print(Text(text, style="yellow"))
+
+
+def live_picture(view: RunView) -> Group:
+    """The picture of a run that goes on."""
+    head = Text(f"{view.run_id}  ")
+    head.append(view.status.value, style=_COLOURS[view.status])
+    lines: list[Any] = [head]
+    if view.total_steps and view.step is not None:
+        bar = Table.grid()  # a bar by itself does not end its line
+        bar.add_row(ProgressBar(total=view.total_steps, completed=view.step, width=60))
+        lines.append(bar)
+    lines.append(Text(progress_line(view)))
+    if view.last_commit is not None:
+        style = "bold yellow" if view.last_commit.is_old else ""
+        lines.append(Text(f"last commit: {_commit_line(view.last_commit)}", style=style))
+    if view.message:
+        lines.append(Text(view.message, style="yellow"))
+    return Group(*lines)

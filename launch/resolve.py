@@ -1,0 +1,211 @@
+"""A recipe as written -> a recipe that means the same from anywhere, and the digests of its dataset.
+
+Everything that can be refused is refused here, before anything is created.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from job.contract.errors import AccessRefused, BadInput, DatasetInvalid, IdentityMismatch, ModelInvalid, NotFound
+from job.contract.recipe import TINY_MODEL, BaseModelRef, Recipe
+from job.contract.records import DatasetDigest, RunRecord
+from job.dataset.reader import fingerprint
+from job.dataset.source import local_path
+from job.storage import open_object, open_store
+
+_PICKLES: Final = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+_SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A recipe whose every reference is absolute, and what its dataset is now."""
+
+    recipe: Recipe
+    train: DatasetDigest
+    held_out: DatasetDigest | None
+
+    @property
+    def bucket(self) -> str:
+        """Uri of the bucket that the run lands in."""
+        assert self.recipe.output.bucket is not None  # noqa: S101 - `resolve` filled it in
+        return self.recipe.output.bucket
+
+
+def resolve(recipe: Recipe, *, folder: Path, bucket: str) -> Resolved:
+    """What a recipe means.
+
+    Args:
+        folder: the recipe's own, which its relative references start from.
+        bucket: uri, used where the recipe names none.
+
+    Raises:
+        DatasetInvalid: a dataset is missing, unreadable, or has a bad line.
+        ModelInvalid: a local base model is missing or has no safetensors.
+        BadInput: the bucket's uri is none.
+        Unreachable: an s3:// dataset is out of reach for now.
+    """
+    target = str(open_store(recipe.output.bucket or bucket).uri)
+    base_model = _base_model(recipe.base_model, folder)
+    train_uri = dataset_uri(recipe.dataset.train, folder)
+    train = digest_dataset(train_uri, name=recipe.dataset.train)
+    held_out_ref: float | str | None = recipe.dataset.held_out
+    held_out = None
+    if isinstance(held_out_ref, str):
+        held_out = digest_dataset(dataset_uri(held_out_ref, folder), name=held_out_ref)
+        held_out_ref = held_out.uri
+        if held_out.sha256 == train.sha256:
+            raise DatasetInvalid(
+                "dataset.held_out has the same rows as dataset.train: its loss would say nothing",
+                hint="name another file, or a fraction such as 0.1",
+            )
+    resolved = recipe.model_copy(
+        update={
+            "base_model": base_model,
+            "dataset": recipe.dataset.model_copy(update={"train": train_uri, "held_out": held_out_ref}),
+            "output": recipe.output.model_copy(update={"bucket": target}),
+        }
+    )
+    return Resolved(recipe=resolved, train=train, held_out=held_out)
+
+
+def dataset_uri(reference: str, folder: Path) -> str:
+    """The absolute uri of a dataset as a recipe names it.
+
+    Raises:
+        DatasetInvalid: it is in a place that cannot be read from.
+    """
+    if not _SCHEME.match(reference):
+        return Path(os.path.normpath(folder.absolute() / Path(reference).expanduser())).as_uri()
+    try:
+        open_object(reference)
+    except BadInput as error:
+        raise DatasetInvalid(f"dataset {reference}: {error.message}", hint=error.hint) from error
+    return reference
+
+
+def digest_dataset(uri: str, *, name: str) -> DatasetDigest:
+    """Check every row of a dataset and digest its bytes; `name` is what errors call it.
+
+    Raises:
+        DatasetInvalid: it is missing, unreadable, or has a bad line.
+        Unreachable: its store is out of reach for now.
+    """
+    with _local_copy(uri, name) as path:
+        return fingerprint(path, name=name).model_copy(update={"uri": uri})
+
+
+def check_unchanged(record: RunRecord) -> None:
+    """Refuse to go on with a run whose dataset is not what it was at its launch.
+
+    Raises:
+        IdentityMismatch: names the dataset.
+        DatasetInvalid: it can no longer be read.
+    """
+    for key, then in (("train", record.train), ("held_out", record.held_out)):
+        if then is None:
+            continue
+        now = digest_dataset(then.uri, name=then.uri)
+        if now.sha256 != then.sha256:
+            raise IdentityMismatch(
+                f"dataset.{key} {then.uri} has changed since run {record.run_id} was launched: "
+                f"{then.rows} rows with sha256 {then.sha256[:12]} then, {now.rows} rows with {now.sha256[:12]} now",
+                hint="put the old file back, or launch a new run",
+            )
+
+
+def check_same_recipe(record: RunRecord, recipe: Recipe, *, name: str) -> None:
+    """Refuse to go on with a run by another recipe than its own. Where it lands and how often it is saved may differ.
+
+    Raises:
+        IdentityMismatch: names every key that differs.
+    """
+    if recipe.digest() == record.recipe_digest:
+        return
+    then, now = (
+        dict(_leaves(r.model_dump(mode="json", exclude={"output", "checkpoints"}))) for r in (record.recipe, recipe)
+    )
+    changes = [
+        f"{key} ({then.get(key)!r} -> {now.get(key)!r})"
+        for key in sorted(then.keys() | now.keys())
+        if then.get(key) != now.get(key)
+    ]
+    raise IdentityMismatch(
+        f"{name} is not the recipe of run {record.run_id}: {', '.join(changes) or 'its digest differs'}",
+        hint=f"leave the recipe out to go on with {record.run_id}, or launch a new run",
+    )
+
+
+def commit_of(folder: Path) -> str | None:
+    """The git commit of the folder a recipe lies in, "-dirty" behind it with uncommitted changes; None without git."""
+    try:
+        answer = subprocess.run(
+            ["git", "-C", str(folder), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"],  # noqa: S607
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip() or None
+
+
+def _leaves(value: object, at: str = "") -> Iterator[tuple[str, object]]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _leaves(inner, f"{at}.{key}" if at else str(key))
+    else:
+        yield at, value
+
+
+@contextmanager
+def _local_copy(uri: str, name: str) -> Iterator[Path]:
+    """A local path to the bytes of a dataset, for as long as it is needed."""
+    path = local_path(uri)
+    if path is not None:
+        if not path.exists():
+            raise DatasetInvalid(f"dataset {name} does not exist ({path})", hint="paths are relative to the recipe")
+        yield path
+        return
+    store, key = open_object(uri)
+    with tempfile.TemporaryDirectory(prefix="ftjob-") as folder:
+        copy = Path(folder) / "rows.jsonl"
+        try:
+            store.get_file(key, copy)
+        except NotFound as error:
+            raise DatasetInvalid(f"dataset {name} does not exist") from error
+        except AccessRefused as error:
+            raise DatasetInvalid(f"dataset {name} cannot be read: {error.message}", hint=error.hint) from error
+        yield copy
+
+
+def _base_model(model: BaseModelRef, folder: Path) -> BaseModelRef:
+    if model.id == TINY_MODEL:
+        return model
+    if model.id.startswith("builtin:"):
+        raise ModelInvalid(f"base_model.id {model.id!r} is not built in", hint=f"the built-in model is {TINY_MODEL!r}")
+    if model.is_on_hub:
+        return model
+    path = Path(os.path.normpath(folder.absolute() / Path(model.id).expanduser()))
+    if not path.is_dir():
+        raise ModelInvalid(f"base model {model.id} is not a folder ({path})", hint="paths are relative to the recipe")
+    if not (path / "config.json").is_file():
+        raise ModelInvalid(f"base model {path} has no config.json", hint="name the folder that save_pretrained wrote")
+    if not any(path.glob("*.safetensors")):
+        if any(any(path.glob(pattern)) for pattern in _PICKLES):
+            raise ModelInvalid(
+                f"base model {path} holds its weights as pickles only: loading them could run anything",
+                hint="load it once where you trust it, and save it with save_pretrained(safe_serialization=True)",
+            )
+        raise ModelInvalid(f"base model {path} has no *.safetensors", hint="download the weights too")
+    return model.model_copy(update={"id": str(path)})

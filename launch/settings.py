@@ -1,0 +1,91 @@
+"""The person's defaults: where ftjob keeps its state on this machine, and where runs land unless told otherwise."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Final
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from job.contract.errors import BadInput
+from job.storage import open_store
+
+HOME_VARIABLE: Final = "FTJOB_HOME"
+FILE_NAME: Final = "settings.toml"
+
+
+class Settings(BaseModel):
+    """What holds for every command of this person on this machine."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    home: Path
+    """Absolute folder of ftjob's own state."""
+    bucket: str
+    """Uri of the bucket that runs land in when neither the recipe nor the command names one."""
+
+
+class SettingsFile(BaseModel):
+    """settings.toml: every key may be absent."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    bucket: str | None = Field(default=None, min_length=1, description="s3://bucket/prefix or file:///folder.")
+
+
+def read_settings(variables: Mapping[str, str]) -> Settings:
+    """The settings of this person, from the environment and `settings.toml`.
+
+    Raises:
+        BadInput: FTJOB_HOME is no folder, or the file is unreadable, not TOML, or has an unknown or unusable key.
+    """
+    home = _home(variables)
+    if home.exists() and not home.is_dir():
+        raise BadInput(f"{HOME_VARIABLE} {home} is not a folder", hint=f"set {HOME_VARIABLE} to a folder")
+    file = _read_file(home / FILE_NAME)
+    bucket = file.bucket or (home / "bucket").as_uri()
+    return Settings(home=home, bucket=str(open_store(bucket).uri))
+
+
+def ftjob_version() -> str:
+    """The version of ftjob that runs."""
+    try:
+        return version("ftjob")
+    except PackageNotFoundError:  # run from a checkout that was never installed
+        return "0+unknown"
+
+
+def _home(variables: Mapping[str, str]) -> Path:
+    if told := variables.get(HOME_VARIABLE):
+        return Path(told).expanduser().absolute()
+    import platformdirs
+
+    return Path(platformdirs.user_data_dir("ftjob")).absolute()
+
+
+def _read_file(path: Path) -> SettingsFile:
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return SettingsFile()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"settings {path} cannot be read: {error}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise BadInput(
+            f"settings {path} is not TOML: {error}", hint='for example: bucket = "s3://mine/ftjob"'
+        ) from error
+    try:
+        file = SettingsFile.model_validate(data)
+        if file.bucket is not None:
+            open_store(file.bucket)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        known = ", ".join(SettingsFile.model_fields)
+        raise BadInput(f"settings {path}: {key}: {first['msg']}", hint=f"keys are: {known}") from error
+    except BadInput as error:
+        raise BadInput(f"settings {path}: bucket: {error.message}", hint=error.hint) from error
+    return file

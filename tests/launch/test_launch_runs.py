@@ -1,0 +1,266 @@
+"""What is read of a run, and what is made of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from job.contract.errors import AccessRefused, RunUnknown, Unreachable
+from job.contract.layout import Key, RunLayout, Uri
+from job.contract.metrics import Committed, Evaluated, Heartbeat, MetricLine, Restored, Step, dump_lines
+from job.contract.outcome import Outcome
+from job.contract.records import AttemptClaim, AttemptEnd, Hardware, RunRecord
+from job.contract.status import BackendState, Status
+from job.storage import ObjectInfo, Progress, Store
+from launch.backend import Described
+from launch.runs import RunReader, list_runs
+from launch.view import Facts, exit_code_of, view_of
+from tests.launch.kit import Desk
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+CPU = Hardware(device="cpu", name="a processor", memory_bytes=1, count=1)
+LAYOUT = RunLayout("one")
+
+
+def at(seconds: float) -> datetime:
+    return START + timedelta(seconds=seconds)
+
+
+def claim(attempt: int, seconds: float = 0) -> AttemptClaim:
+    return AttemptClaim(attempt=attempt, nonce="n", claimed_at=at(seconds), pid=1, host="h", infra={})
+
+
+def ended(attempt: int, outcome: Outcome, message: str = "so it is", hint: str = "") -> AttemptEnd:
+    return AttemptEnd(attempt=attempt, nonce="n", ended_at=at(9), outcome=outcome, step=1, message=message, hint=hint)
+
+
+def restored(step: int) -> Restored:
+    return Restored(
+        at=at(1),
+        step=step,
+        checkpoint=f"step-{step:08d}-a0001" if step else None,
+        total_steps=10,
+        epochs=3,
+        train_rows=4,
+        hardware=CPU,
+    )
+
+
+def step(number: int, seconds: float = 2.0) -> Step:
+    return Step(
+        at=at(number),
+        step=number,
+        epoch=number / 10,
+        loss=5 - number / 10,
+        grad_norm=1,
+        learning_rate=1e-4,
+        tokens=100,
+        seconds=seconds,
+        rows=(1,),
+    )
+
+
+def committed(number: int, seconds: float) -> Committed:
+    return Committed(
+        at=at(seconds), checkpoint=f"step-{number:08d}-a0001", step=number, size=1, blocking_seconds=0, seconds=0
+    )
+
+
+class Says:
+    """A backend's word."""
+
+    def __init__(self, state: BackendState, detail: str = "", exit_code: int | None = None) -> None:
+        self.described = Described(state, detail, exit_code)
+
+    def describe(self, run_id: str) -> Described:
+        return self.described
+
+
+class Watched:
+    """A store that notes what is asked of it, and fails when told to."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.got: list[str] = []
+        self.broken: Exception | None = None
+
+    @property
+    def uri(self) -> Uri:
+        return self._store.uri
+
+    def put_new(self, key: Key, data: bytes) -> None:
+        self._store.put_new(key, data)
+
+    def put_file(self, key: Key, path: Path, progress: Progress | None = None) -> None:
+        self._store.put_file(key, path, progress)
+
+    def get(self, key: Key) -> bytes:
+        if self.broken:
+            raise self.broken
+        self.got.append(key)
+        return self._store.get(key)
+
+    def get_file(self, key: Key, path: Path, progress: Progress | None = None) -> None:
+        self._store.get_file(key, path, progress)
+
+    def list(self, prefix: str, *, after: str = "") -> Iterator[ObjectInfo]:
+        if self.broken:
+            raise self.broken
+        return self._store.list(prefix, after=after)
+
+    def delete(self, key: Key) -> None:
+        self._store.delete(key)
+
+
+@pytest.fixture
+def record(desk: Desk) -> RunRecord:
+    return desk.create("one")
+
+
+def write(store: Store, attempt: int, sequence: int, *lines: MetricLine) -> None:
+    store.put_new(LAYOUT.metrics_object(attempt, sequence), dump_lines(list(lines)))
+
+
+# ------------------------------------------------------------------------------------------------------- the view
+
+
+def test_the_numbers_of_a_run_that_goes_on(record: RunRecord) -> None:
+    facts = Facts(record, claims={1: claim(1)})
+    facts.lines[1] = [
+        restored(0),
+        *(step(n) for n in range(1, 5)),
+        Evaluated(at=at(4), step=4, epoch=1, held_out_loss=2.5),
+        committed(4, 5),
+        Heartbeat(at=at(6), phase="training"),
+    ]
+    view = view_of(facts, Described(BackendState.ALIVE), bucket="file:///b", now=at(65))
+    assert (view.status, view.phase, view.attempt) == (Status.RUNNING, "training", 1)
+    assert (view.epoch, view.epochs, view.step, view.total_steps) == (0.4, 3, 4, 10)
+    assert (view.loss, view.held_out_loss) == (4.6, 2.5)
+    assert (view.tokens_per_second, view.eta_seconds) == (50, 12)
+    assert view.last_commit is not None
+    assert (view.last_commit.step, view.last_commit.age_seconds, view.last_commit.is_old) == (4, 60, False)
+    assert view.last_sign_of_life == at(6)
+    assert view.adapter is None
+
+
+def test_after_a_resume_the_step_is_the_newest_attempts(record: RunRecord) -> None:
+    facts = Facts(record, claims={1: claim(1), 2: claim(2)})
+    facts.lines = {1: [restored(0), *(step(n) for n in range(1, 8)), committed(4, 5)], 2: [restored(4)]}
+    view = view_of(facts, Described(BackendState.ALIVE), bucket="b", now=at(60))
+    assert (view.step, view.loss, view.epoch) == (4, 4.6, 0.4)
+    assert [a.ended for a in view.attempts] == ["killed", "running"]
+    facts.claims[3] = claim(3)  # nothing is known of it yet: what was true stays true
+    assert view_of(facts, Described(BackendState.ALIVE), bucket="b", now=at(60)).step == 4
+
+
+@pytest.mark.parametrize(("age", "lived", "old"), [(1700, 9999, False), (1900, 9999, True), (1900, 60, False)])
+def test_a_commit_that_is_old_for_a_run_that_trains_is_marked(
+    record: RunRecord, age: float, lived: float, old: bool
+) -> None:
+    facts = Facts(record, claims={1: claim(1, age - lived)}, lines={1: [restored(0), committed(1, 0)]})
+    view = view_of(facts, Described(BackendState.ALIVE), bucket="b", now=at(age))
+    assert view.last_commit is not None
+    assert view.last_commit.is_old is old
+
+
+@pytest.mark.parametrize(
+    ("says", "end", "status", "code"),
+    [
+        (Says(BackendState.QUEUED), None, "pending", 75),
+        (Says(BackendState.ALIVE), None, "running", 75),
+        (Says(BackendState.RECOVERING), Outcome.PREEMPTED, "recovering", 75),
+        (Says(BackendState.UNREACHABLE), None, "unknown", 75),
+        (Says(BackendState.CANCELLED), Outcome.PREEMPTED, "cancelled", 75),
+        (Says(BackendState.GONE, "gave up after 20 restarts"), Outcome.PREEMPTED, "interrupted", 75),
+        (Says(BackendState.FAILED, exit_code=1), Outcome.FAILED, "failed", 1),
+        (Says(BackendState.FAILED, exit_code=1), None, "failed", 1),
+        (Says(BackendState.FAILED, exit_code=2), None, "failed", 2),
+        (Says(BackendState.FAILED, exit_code=2), Outcome.BAD_INPUT, "failed", 2),
+        (Says(BackendState.GONE), Outcome.OUT_OF_BUDGET, "out_of_budget", 3),
+    ],
+)
+def test_what_a_launcher_says_and_exits_with(
+    record: RunRecord, says: Says, end: Outcome | None, status: str, code: int
+) -> None:
+    facts = Facts(record, claims={1: claim(1)}, ends={1: ended(1, end)} if end else {})
+    view = view_of(facts, says.described, bucket="b", now=at(10))
+    assert view.status == status
+    assert exit_code_of(view) == code
+    if view.status.is_over:
+        assert view.message
+        assert view.hint
+
+
+def test_the_jobs_own_words_come_first(record: RunRecord) -> None:
+    facts = Facts(record, claims={1: claim(1)}, ends={1: ended(1, Outcome.FAILED, "loss is NaN", "halve the rate")})
+    view = view_of(facts, Described(BackendState.FAILED, "exit code 1", 1), bucket="b", now=at(10))
+    assert (view.message, view.hint) == ("loss is NaN", "halve the rate")
+
+
+# ------------------------------------------------------------------------------------------------------ the reader
+
+
+def test_no_metrics_are_read_twice_and_none_of_overlapping_attempts_is_missed(desk: Desk, record: RunRecord) -> None:
+    store = Watched(desk.store)
+    reader = RunReader(store, "one", Says(BackendState.ALIVE))
+    store.put_new(LAYOUT.claim(1), claim(1).to_bytes())
+    write(store, 1, 0, restored(0), step(1))
+    assert [line.event for _, line in reader.poll(at(9)).news] == ["restored", "step"]
+
+    store.put_new(LAYOUT.claim(2), claim(2).to_bytes())
+    write(store, 2, 0, restored(0))
+    write(store, 1, 1, step(2))
+    news = reader.poll(at(9)).news
+    assert sorted((attempt, line.event) for attempt, line in news) == [(1, "step"), (2, "restored")]
+    write(store, 1, 2, step(3))  # the old one still writes, behind the key of its successor
+    assert [(attempt, line.event) for attempt, line in reader.poll(at(9)).news] == [(1, "step")]
+
+    for attempt in (3, 4):
+        store.put_new(LAYOUT.claim(attempt), claim(attempt).to_bytes())
+        write(store, attempt, 0, restored(0))
+    assert len(reader.poll(at(9)).news) == 2
+    assert reader.poll(at(9)).news == ()
+    assert reader.poll(at(9)).view.attempt == 4
+    read_once = [key for key in store.got if not key.endswith("adapter.json")]
+    assert len(read_once) == len(set(read_once))
+
+
+def test_a_bucket_out_of_reach_makes_it_unknown_and_loses_no_news(desk: Desk, record: RunRecord) -> None:
+    store = Watched(desk.store)
+    reader = RunReader(store, "one", Says(BackendState.ALIVE))
+    store.put_new(LAYOUT.claim(1), claim(1).to_bytes())
+    write(store, 1, 0, restored(0), step(1))
+    store.broken = Unreachable("no route", hint="wait")
+    poll = reader.poll(at(9))
+    assert (poll.view.status, poll.view.message, poll.view.hint) == (Status.UNKNOWN, "no route", "wait")
+    store.broken = None
+    assert len(reader.poll(at(9)).news) == 2
+    store.broken = Unreachable("no route")
+    unknown = reader.poll(at(9)).view
+    assert (unknown.status, unknown.step) == (Status.UNKNOWN, 1)
+    store.broken = AccessRefused("not yours")
+    with pytest.raises(AccessRefused):
+        reader.poll(at(9))
+
+
+def test_one_broken_metrics_object_hides_nothing_else(desk: Desk, record: RunRecord) -> None:
+    desk.store.put_new(LAYOUT.claim(1), claim(1).to_bytes())
+    write(desk.store, 1, 0, restored(0))
+    desk.store.put_new(LAYOUT.metrics_object(1, 1), b"{}\n")
+    write(desk.store, 1, 2, step(2))
+    assert RunReader(desk.store, "one", Says(BackendState.ALIVE)).poll(at(9)).view.step == 2
+
+
+def test_runs_are_listed_by_their_records_only(desk: Desk) -> None:
+    desk.create("b-run")
+    desk.create("a-run")
+    desk.store.put_new(RunLayout("no-record").claim(1), b"x")
+    desk.store.put_new(Key("runs/Not-Ours/recipe.json"), b"x")
+    desk.store.put_new(Key("other/recipe.json"), b"x")
+    assert list(list_runs(desk.store)) == ["a-run", "b-run"]
+    with pytest.raises(RunUnknown, match="no run no-record"):
+        RunReader(desk.store, "no-record", Says(BackendState.GONE)).poll(at(0))
