@@ -51,7 +51,7 @@ MOMENTS: Final = {
 }
 LAST_MOMENT: Final = "publish"
 _LOADING: Final = 4.0
-_MOMENT: Final = 0.1
+_MOMENT: Final = 0.05
 """Seconds that a kill may come after its line, at most."""
 _LOOK_SECONDS: Final = 0.005
 _ASK_SECONDS: Final = 0.5
