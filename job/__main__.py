@@ -21,6 +21,7 @@ def main() -> int:
     from job.contract.outcome import EXIT_CODES, Outcome
 
     logs.configure()
+    logs.capture_libraries()
     log = logs.get_logger()
     log.info("job.started", pid=os.getpid())
     try:

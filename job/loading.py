@@ -115,9 +115,7 @@ def load(
         ModelInvalid, DatasetInvalid: what a person named cannot be trained.
     """
     torch.set_num_threads(threads)
-    # Their progress bars redraw a terminal line; our log is read by machines.
-    transformers.utils.logging.disable_progress_bar()
-    datasets.utils.logging.disable_progress_bar()
+    _quiet_libraries()
     recipe = record.recipe
     base = locate(recipe.base_model, workdir)
     go_on()
@@ -144,3 +142,11 @@ def load(
         hardware=hardware(),
     )
     return Loaded(training, rows, base, identity)
+
+
+def _quiet_libraries() -> None:
+    """Their progress bars redraw a terminal's line, and our log is read by machines; their messages go through ours."""
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_default_handler()
+    transformers.utils.logging.enable_propagation()
+    datasets.utils.logging.disable_progress_bar()

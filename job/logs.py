@@ -7,6 +7,7 @@ preemption stderr may be a dead pipe, and the save that is under way matters mor
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import os
 import re
@@ -104,6 +105,17 @@ def configure(stream: TextIO | None = None) -> None:
         logger_factory=lambda *_: _Lines(target),
         cache_logger_on_first_use=False,
     )
+
+
+def capture_libraries() -> None:
+    """Turn what libraries log (from WARNING on) or warn about into events, so that a log is JSON from end to end."""
+    logging.basicConfig(handlers=[_Libraries()], level=logging.WARNING, force=True)
+    logging.captureWarnings(True)
+
+
+class _Libraries(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        get_logger().warning("library", logger=record.name, message=record.getMessage().strip())
 
 
 def bind(**values: Any) -> None:
