@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -39,4 +40,8 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_code = main()
+    with contextlib.suppress(OSError, ValueError):
+        sys.stderr.flush()
+    # Not sys.exit: the interpreter would wait for boto3's threads, and they for a network that may never answer.
+    os._exit(exit_code)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import shutil
+import threading
 import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from job import checkpoints, spool
 from job.contract.environ import JobEnviron
@@ -38,12 +40,17 @@ from job.passport import read_story
 from job.patience import insist
 from job.publish import publish, write_papers
 from job.storage import Store, open_store
+from job.storage.store import translate_os_error
 
 if TYPE_CHECKING:
     from job.callbacks import Reason
     from job.loading import Loaded
 
 T = TypeVar("T")
+
+_LAST_WORDS: Final = 0.2
+"""Part of the grace that is kept for the end record."""
+_LOOK_SECONDS: Final = 0.1
 
 
 @dataclass(frozen=True)
@@ -195,6 +202,8 @@ class Attempt:
         return read(record.train), read(record.held_out)
 
     def _load(self, record: RunRecord, texts: tuple[list[Row], list[Row]]) -> Loaded:
+        # One GPU trains; of several, transformers would make a DataParallel, whose sums nobody asked for.
+        os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]
         # The heavy libraries are imported here, after the claim: whoever watches sees the attempt meanwhile.
         from job.loading import load
 
@@ -255,13 +264,27 @@ class Attempt:
         training.run(steering)
         if training.progress.finished:
             return None
-        left = self._environ.grace_seconds - (time.monotonic() - self._notice.at)
-        saved = uploads.flush(max(left, 0.0))
+        saved = uploads.flush(self._time_to_save())
         seconds = round(time.monotonic() - self._notice.at, 2)
         step = training.progress.step
         get_logger().info("notice.answered", committed=saved, step=step, notice_to_commit_seconds=seconds)
-        how = "everything is committed" if saved else "the last checkpoint is on the local disk only"
+        if saved:
+            how = "everything is committed"
+        elif uploads.sealed:
+            how = "the last checkpoint is on the local disk only"
+        else:
+            how = f"what was done since the last checkpoint could not be saved: {uploads.trouble}"
         return Ending(Outcome.PREEMPTED, f"stopped by {self._notice.reason} at step {step}; {how}", step=step)
+
+    def _left(self) -> float:
+        """Seconds until this process may be killed; without end before a notice."""
+        if not self._notice.given:
+            return math.inf
+        return max(self._notice.at + self._environ.grace_seconds - time.monotonic(), 0.0)
+
+    def _time_to_save(self) -> float:
+        """The same, less what it takes to say how it ended."""
+        return max(self._left() - _LAST_WORDS * self._environ.grace_seconds, 0.0)
 
     def _note_commit(self, commit: spool.Commit, journal: Journal) -> None:
         self._upload_seconds = commit.seconds
@@ -284,17 +307,20 @@ class Attempt:
         """Deliver. Whatever fails here leaves the adapter on this disk, and the next attempt publishes it."""
         training = loaded.training
         folder = self._workdir / "adapter"
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        training.write_chosen(folder)
+
+        def write_adapter() -> None:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            training.write_chosen(folder)
+
+        self._insist("disk", partial(_on_disk, write_adapter, folder))
         step = training.progress.step
         try:
-            if not uploads.flush(self._environ.final_retry_seconds):
-                raise Unreachable(f"the last checkpoint could not be written to {self._store.uri}")
+            self._commit_last(uploads)
             self._insist("journal", journal.flush)
             story = self._insist("records", lambda: read_story(self._store, self._layout))
             passport = loaded.passport(record, story, running=claim.attempt, environ=self._environ)
-            write_papers(passport, loaded.base.folder, folder)
+            self._insist("disk", partial(_on_disk, lambda: write_papers(passport, loaded.base.folder, folder), folder))
             self._insist("adapter", lambda: publish(self._store, self._layout, passport, folder, attempt=claim.attempt))
         except StorageError as error:
             raise type(error)(
@@ -303,6 +329,17 @@ class Attempt:
             ) from error
         journal.write(Published(at=now(), step=passport.chosen.step))
         return Ending(Outcome.DONE, f"{training.progress.finished}; {passport.chosen.why}", step=step)
+
+    def _commit_last(self, uploads: spool.Spool) -> None:
+        """Wait for the last checkpoint. Raises StorageError with what is in its way."""
+        until = time.monotonic() + self._environ.final_retry_seconds
+        while not uploads.flush(_LOOK_SECONDS):
+            if time.monotonic() > until or not self._time_to_save():
+                trouble = uploads.trouble or Unreachable("it takes longer than there is time")
+                raise type(trouble)(
+                    f"the last checkpoint could not be written to {self._store.uri}: {trouble.message}",
+                    hint=trouble.hint,
+                )
 
     def _record_end(self, claim: AttemptClaim, ending: Ending, journal: Journal) -> None:
         end = AttemptEnd(
@@ -314,8 +351,24 @@ class Attempt:
             message=ending.message,
             hint=ending.hint,
         )
-        try:
-            journal.flush()
-            self._store.put_new(self._layout.end(claim.attempt), end.to_bytes())
-        except StorageError as error:  # the exit code says it too, and the records do without
-            get_logger().warning("attempt.end_not_recorded", error=str(error))
+
+        def record() -> None:
+            try:
+                journal.flush()
+                self._store.put_new(self._layout.end(claim.attempt), end.to_bytes())
+            except StorageError as error:  # the exit code says it too, and the records do without
+                get_logger().warning("attempt.end_not_recorded", error=str(error))
+
+        # In a thread, since a network that does not answer must not hold this process beyond its grace.
+        recording = threading.Thread(target=record, name="end", daemon=True)
+        recording.start()
+        while recording.is_alive() and self._left():
+            recording.join(_LOOK_SECONDS)
+
+
+def _on_disk(write: Callable[[], None], folder: Path) -> None:
+    """Write; a full disk is Unreachable, which may be tried again."""
+    try:
+        write()
+    except OSError as error:
+        raise translate_os_error(error, str(folder)) from error

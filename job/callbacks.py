@@ -158,6 +158,11 @@ class Steering(TrainerCallback):  # type: ignore[misc]
                 self.stopping = True
                 self._take("notice")
                 return
+            if not math.isfinite(loss):
+                raise TrainingFailed(
+                    f"step {training.progress.step}: the held-out loss is {loss}",
+                    hint="halve training.learning_rate; the last checkpoint before this epoch's end is kept",
+                )
         before = training.progress
         training.progress = before.closed(
             held_out_loss=loss,

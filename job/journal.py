@@ -10,7 +10,7 @@ import time
 from datetime import UTC, datetime
 from typing import Self
 
-from job.contract.errors import StorageError
+from job.contract.errors import AlreadyExists, StorageError
 from job.contract.layout import Key, RunLayout
 from job.contract.metrics import Heartbeat, MetricLine, dump_lines
 from job.logs import get_logger
@@ -46,7 +46,7 @@ class Journal:
     def __exit__(self, *_: object) -> None:
         self._closing = True
         self._wake.set()
-        self._thread.join(timeout=5)
+        self._thread.join(timeout=0.1)  # one that waits for the network is left to it
 
     def write(self, line: MetricLine) -> None:
         """Add a line; it is in the bucket by the next heartbeat."""
@@ -69,16 +69,33 @@ class Journal:
         with self._writing:  # one object at a time, so that their order is the order of the lines
             with self._lock:
                 lines = list(self._lines)
-            if not lines:
-                return
-            self._store.put_new(self._layout.metrics_object(self._attempt, self._sequence), dump_lines(lines))
-            self._sequence += 1
-            with self._lock:
-                del self._lines[: len(lines)]
+            while lines:
+                written = self._put(lines)
+                with self._lock:
+                    self._sequence += 1
+                    del self._lines[:written]
+                del lines[:written]
+
+    def _put(self, lines: list[MetricLine]) -> int:
+        """Create the next object from the first of these lines; returns how many."""
+        key = self._layout.metrics_object(self._attempt, self._sequence)
+        try:
+            self._store.put_new(key, dump_lines(lines))
+        except AlreadyExists:
+            # An answer was lost: the lines that there were then are in the bucket, and others have joined since.
+            found = self._store.get(key)
+            written = found.count(b"\n")
+            if not 0 < written <= len(lines) or dump_lines(lines[:written]) != found:
+                raise
+            return written
+        return len(lines)
 
     def pending(self) -> tuple[Key, bytes]:
-        """What the next flush will write, and under which key; more lines may have joined by then."""
-        with self._writing, self._lock:
+        """What the next flush will write, and under which key; more lines may have joined by then.
+
+        Waits for nobody: while a flush is under way, its lines are the first of these, and its key is this one.
+        """
+        with self._lock:
             return self._layout.metrics_object(self._attempt, self._sequence), dump_lines(self._lines)
 
     def _beat(self) -> None:

@@ -12,6 +12,7 @@ from typing import Any, Final
 import torch
 from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, TaskType, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, set_seed
 
@@ -112,8 +113,8 @@ def load_tokenizer(base: Base) -> Any:
         ModelInvalid: there is none that can be read.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(base.folder, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(base.folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # the library raises whatever a strange file leads it to
         raise ModelInvalid(f"the tokenizer in {base.folder} cannot be loaded: {error}") from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -145,7 +146,7 @@ def load(recipe: Recipe, base: Base) -> Any:
             local_files_only=True,
             trust_remote_code=False,
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise ModelInvalid(f"base model {recipe.base_model.id} cannot be loaded: {error}") from error
     _keep_weights_as_quantised(model)
     model.config.use_cache = False

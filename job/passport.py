@@ -35,17 +35,18 @@ def versions() -> Versions:
 
 def ftjob_commit() -> str | None:
     """The commit of the checkout this code runs from; None when it runs from an installed package."""
+    here = Path(__file__)
     try:
-        answer = subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],  # noqa: S607
-            capture_output=True,
-            text=True,
-            timeout=5,
-            check=True,
-        )
+        # Tracked, and not only somewhere below: an environment often lies in the checkout of something else.
+        _git(here.parent, "ls-files", "--error-unmatch", here.name)
+        return _git(here.parent, "rev-parse", "HEAD")
     except (OSError, subprocess.SubprocessError):
         return None
-    return answer.stdout.strip()
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(folder), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
 
 
 @dataclass(frozen=True)

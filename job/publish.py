@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Final
@@ -66,13 +67,16 @@ def model_card(passport: Passport) -> str:
         for e in passport.epochs
     )
     tiny = recipe.base_model.id == TINY_MODEL
-    base = "tiny" if tiny else recipe.base_model.id
+    # A path may hold anything; a text of JSON is one of YAML and of Python too.
+    name, base = (
+        json.dumps(n, ensure_ascii=False) for n in (recipe.base_model.id, "tiny" if tiny else recipe.base_model.id)
+    )
     first = "The base model is built in: `python -m job.tiny tiny` writes it to the folder `tiny`.\n\n" if tiny else ""
     revision = f" at revision `{recipe.base_model.revision}`" if recipe.base_model.revision else ""
     dora = ", DoRA" if recipe.lora.dora else ""
     repeated = sum(attempt.steps_repeated for attempt in passport.attempts)
     return f"""---
-base_model: {recipe.base_model.id}
+base_model: {name}
 library_name: peft
 pipeline_tag: text-generation
 tags:
@@ -89,7 +93,7 @@ A LoRA adapter for `{recipe.base_model.id}`{revision}, trained by ftjob.
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-model = AutoModelForCausalLM.from_pretrained("{base}")
+model = AutoModelForCausalLM.from_pretrained({base})
 model = PeftModel.from_pretrained(model, "THIS_FOLDER")
 ```
 

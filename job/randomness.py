@@ -12,7 +12,7 @@ import torch
 
 
 def random_state() -> dict[str, Any]:
-    """The state of python's, numpy's and torch's generators, as a tree that `tensors.save_tree` takes."""
+    """The state of python's, numpy's and torch's generators, as a tree that `tensors.freeze` takes."""
     _, key, position, has_gauss, gauss = np.random.get_state(legacy=True)
     return {
         "python": random.getstate(),

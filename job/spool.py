@@ -1,14 +1,13 @@
 """The spool: checkpoints wait on the local disk for the bucket, so that training never waits for the network.
 
 The training copies its state aside in memory, which is the only part that blocks it, and hands over a function that
-writes it. A thread writes the files, digests them, seals them with a manifest, uploads and commits; a full disk or a
-store out of reach makes it try again, with growing pauses. A later attempt on the same disk adopts what a dead one
-sealed: the step that was saved is not lost because the network was.
+writes it. One thread writes the files, digests them and seals them with a manifest; another one uploads and commits. A
+full disk stops the one and a store out of reach the other, and each tries again with growing pauses. A later attempt on
+the same disk adopts what a dead one sealed: the step that was saved is not lost because the network was.
 """
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import shutil
 import threading
@@ -25,17 +24,21 @@ from job.contract.records import CheckpointManifest
 from job.logs import get_logger
 from job.patience import pauses
 from job.storage import Store
+from job.storage.store import translate_os_error
 
 _MANIFEST: Final = "manifest.json"
 _FILES: Final = "files"
 _JOURNAL: Final = "journal"
+_SEAL_SECONDS: Final = 5.0
+"""For what is still only in memory at the end to reach the disk."""
+_CLOSE_SECONDS: Final = 0.5
 
 
 class Record(Protocol):
     """The journal, as far as checkpoints need it."""
 
     def pending(self) -> tuple[Key, bytes]:
-        """The key and the bytes of what the next flush will write at least."""
+        """The key and the bytes of what the next flush will write at least. Never waits for the store."""
         ...
 
     def flush(self) -> None:
@@ -53,17 +56,20 @@ class Commit:
     seconds: float
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class _Staged:
+    """In memory until it is sealed, then on the disk."""
+
     draft: CheckpointManifest
-    write: Callable[[Path], None]
+    write: Callable[[Path], None] | None
     folder: Path
     decided: float
     blocking_seconds: float
+    manifest: CheckpointManifest | None = None
 
 
 class Spool:
-    """The checkpoints of one attempt on their way to the bucket. One thread stages, one thread uploads.
+    """The checkpoints of one attempt on their way to the bucket. One thread stages, one seals, one uploads.
 
     Args:
         folder: of all attempts on this disk; each has a folder of its own in it.
@@ -94,12 +100,16 @@ class Spool:
         self._on_commit = on_commit
         self._damaged = damaged
         self._queue: list[_Staged] = []
+        self._dropped: list[_Staged] = []
+        self._trouble: StorageError | None = None
         self._changed = threading.Condition()
         self._closing = False
         self._folder.mkdir(parents=True, exist_ok=True)
         self._lock = _lock(self._folder)
-        self._thread = threading.Thread(target=self._upload_all, name="spool", daemon=True)
-        self._thread.start()
+        self._sealer = threading.Thread(target=self._seal_all, name="spool-seal", daemon=True)
+        self._uploader = threading.Thread(target=self._upload_all, name="spool-upload", daemon=True)
+        self._sealer.start()
+        self._uploader.start()
 
     def stage(self, draft: CheckpointManifest, write: Callable[[Path], None], *, blocking_seconds: float) -> None:
         """Queue a checkpoint and return at once; it is written, uploaded and committed in the background.
@@ -116,6 +126,7 @@ class Spool:
             # The one being uploaded stays; of those that still wait, only the newest and the epochs' are worth it.
             for old in [staged for staged in self._queue[1:] if staged.draft.reason == "interval"]:
                 self._queue.remove(old)
+                self._dropped.append(old)
             self._queue.append(_Staged(draft, write, folder, decided, blocking_seconds))
             self._changed.notify_all()
 
@@ -125,11 +136,13 @@ class Spool:
             return self._changed.wait_for(lambda: not self._queue, timeout=seconds)
 
     def close(self) -> None:
-        """Stop uploading. What is not committed stays on the disk, for the next attempt."""
+        """Stop uploading. What is not committed is on the disk then, for the next attempt, unless that is full."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()
-        self._thread.join(timeout=5)
+        self._sealer.join(timeout=_SEAL_SECONDS)
+        # It may be waiting for a network that does not answer; what it would still commit, the next attempt adopts.
+        self._uploader.join(timeout=_CLOSE_SECONDS)
         self._lock.close()
 
     @property
@@ -138,34 +151,85 @@ class Spool:
         with self._changed:
             return len(self._queue)
 
+    @property
+    def sealed(self) -> bool:
+        """Whether all of those are safe on the local disk."""
+        with self._changed:
+            return self._unsealed() is None
+
+    @property
+    def trouble(self) -> StorageError | None:
+        """Why the last try to seal or to upload failed; None once something was committed."""
+        return self._trouble
+
+    def _wait_for_close(self, seconds: float) -> bool:
+        with self._changed:
+            return self._changed.wait_for(lambda: self._closing, timeout=seconds)
+
+    # The sealing thread: nothing in it waits for the network.
+
+    def _seal_all(self) -> None:
+        waits = pauses()
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._closing or self._dropped or self._unsealed())
+                dropped, self._dropped = self._dropped, []
+                staged = self._unsealed()
+            for old in dropped:
+                _discard(old.folder)
+            if staged is None:
+                if self._closing:
+                    return
+            elif self._seal(staged):
+                waits = pauses()
+            elif self._wait_for_close(next(waits)):
+                return
+
+    def _unsealed(self) -> _Staged | None:
+        return next((staged for staged in self._queue if staged.manifest is None), None)
+
+    def _seal(self, staged: _Staged) -> bool:
+        try:
+            manifest = _seal(staged, self._journal)
+        except OSError as error:
+            self._trouble = translate_os_error(error, str(staged.folder))
+            get_logger().warning("checkpoint.write_failed", checkpoint=str(staged.draft.name), error=str(error))
+            return False
+        with self._changed:
+            staged.manifest, staged.write = manifest, None
+            self._changed.notify_all()
+        return True
+
+    # The uploading thread.
+
     def _upload_all(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: bool(self._queue) or self._closing)
+                self._changed.wait_for(lambda: self._closing or (self._queue and self._queue[0].manifest))
                 if self._closing:
                     return
                 staged = self._queue[0]
-            if self._upload(staged):
+            if staged.manifest is not None and self._upload(staged, staged.manifest):
                 with self._changed:
                     self._queue.remove(staged)
                     self._changed.notify_all()
 
-    def _upload(self, staged: _Staged) -> bool:
+    def _upload(self, staged: _Staged, manifest: CheckpointManifest) -> bool:
         """Commit one; False when the spool was closed before it could be."""
         log = get_logger()
-        name = staged.draft.name
+        name = manifest.name
         log.info("checkpoint.uploading", checkpoint=str(name), step=name.step)
         for pause in pauses():
             try:
-                manifest = _seal(staged, self._journal)
                 self._journal.flush()
                 commit(self._store, self._layout, manifest, staged.folder / _FILES)
                 break
             except (StorageError, OSError) as error:
+                self._trouble = error if isinstance(error, StorageError) else translate_os_error(error, str(name))
                 log.warning("checkpoint.upload_failed", checkpoint=str(name), error=str(error), next_try_seconds=pause)
-                with self._changed:
-                    if self._changed.wait_for(lambda: self._closing, timeout=pause):
-                        return False
+                if self._wait_for_close(pause):
+                    return False
+        self._trouble = None
         size = sum(digest.size for digest in manifest.files.values())
         done = Commit(name, size, staged.blocking_seconds, time.monotonic() - staged.decided)
         log.info(
@@ -226,12 +290,23 @@ def _discard(folder: Path) -> None:
 
 def _adopt_journal(store: Store, layout: RunLayout, folder: Path) -> None:
     for file in folder.iterdir():
-        key = Key(f"{layout.metrics}{file.name}")
+        position = layout.metrics_position(f"{layout.metrics}{file.name}")
+        if position is None:
+            continue
+        attempt, sequence = position
         lines = file.read_bytes()
-        if layout.metrics_position(key) is not None and lines:
-            # When the dead attempt did flush, the object is there, and begins with these lines.
-            with contextlib.suppress(AlreadyExists):
+        while lines:
+            key = layout.metrics_object(attempt, sequence)
+            try:
                 store.put_new(key, lines)
+                break
+            except AlreadyExists:
+                found = store.get(key)
+            # The dead attempt did flush: all of these lines and more, or only the first of them when it never heard
+            # that it had.
+            if not lines.startswith(found):
+                break
+            lines, sequence = lines[len(found) :], sequence + 1
 
 
 def _lock(folder: Path) -> _LockFile:
@@ -260,14 +335,13 @@ class _LockFile:
 
 
 def _seal(staged: _Staged, journal: Record) -> CheckpointManifest:
-    """Write the files, then the manifest beside them. What is sealed already is not written again."""
+    """Write the files, then the manifest beside them. After an OSError nothing is sealed, and it may be repeated."""
     path = staged.folder / _MANIFEST
-    if path.exists():
-        return CheckpointManifest.from_bytes(path.read_bytes(), name=str(path))
     shutil.rmtree(staged.folder, ignore_errors=True)
     files = staged.folder / _FILES
     files.mkdir(parents=True)
-    staged.write(files)
+    if staged.write is not None:
+        staged.write(files)
     key, lines = journal.pending()
     (staged.folder / _JOURNAL).mkdir()
     (staged.folder / _JOURNAL / PurePosixPath(key).name).write_bytes(lines)

@@ -68,13 +68,19 @@ def _encode(tree: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
         case None | bool() | int() | float() | str():
             return tree
         case torch.Tensor():
-            tensors[path] = frozen(tree)
-            return {_TENSOR: path}
+            name = path
+            while name in tensors:  # the keys 1 and "1", "a/b" and a's "b" have equal paths
+                name += "'"
+            tensors[name] = frozen(tree)
+            return {_TENSOR: name}
         case list():
             return [_encode(item, f"{path}/{index}", tensors) for index, item in enumerate(tree)]
         case tuple():
             return {_TUPLE: [_encode(item, f"{path}/{index}", tensors) for index, item in enumerate(tree)]}
         case dict():
+            for key in tree:
+                if not isinstance(key, str | int):
+                    raise TypeError(f"{path or 'the tree'} has the key {key!r}, which is not saved")
             # As pairs: JSON would turn integer keys into texts.
             return {_ITEMS: [[key, _encode(value, f"{path}/{key}", tensors)] for key, value in tree.items()]}
         case _:

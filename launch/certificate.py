@@ -62,10 +62,14 @@ def _rows_once(killed: Evidence) -> Check:
     if restored is None or not steps:
         return Check(claim=claim, holds=False, found="the run has no steps on record")
     per_epoch = restored.total_steps // restored.epochs
-    epochs, left = divmod(len(steps), per_epoch)
-    faults = [f"{left} steps beyond the last whole epoch"] if left or max(steps) != len(steps) else []
+    missing = [number for number in range(1, max(steps) + 1) if number not in steps]
+    faults = [f"step {number} is missing" for number in missing]
+    epochs, left = divmod(max(steps), per_epoch)
+    if left:
+        faults.append(f"{left} steps beyond the last whole epoch")
     for epoch in range(epochs):
-        counts = Counter(row for n in range(per_epoch) for row in steps[epoch * per_epoch + n + 1].rows)
+        numbers = range(epoch * per_epoch + 1, (epoch + 1) * per_epoch + 1)
+        counts = Counter(row for number in numbers if number in steps for row in steps[number].rows)
         wrong = sum(count != 1 for count in counts.values())
         if wrong or len(counts) != restored.train_rows:
             faults.append(f"epoch {epoch + 1}: {len(counts)} of {restored.train_rows} rows, {wrong} more than once")
@@ -78,6 +82,7 @@ def _computed(line: Step) -> tuple[object, ...]:
 
 def _repeats_equal(killed: Evidence) -> Check:
     seen: dict[int, Step] = {}
+    evaluated: dict[int, Evaluated] = {}
     repeated, faults = 0, []
     for _, line in killed.lines:
         if isinstance(line, Step):
@@ -85,6 +90,10 @@ def _repeats_equal(killed: Evidence) -> Check:
             repeated += first is not line
             if _computed(first) != _computed(line):
                 faults.append(f"step {line.step}: loss {first.loss!r}, then {line.loss!r}")
+        elif isinstance(line, Evaluated):
+            before = evaluated.setdefault(line.step, line)
+            if before.held_out_loss != line.held_out_loss:
+                faults.append(f"step {line.step}: held-out loss {before.held_out_loss!r}, then {line.held_out_loss!r}")
     return Check(
         claim="repeated steps were repeated exactly", holds=not faults, found=_text(faults) or f"{repeated} steps"
     )
@@ -97,17 +106,22 @@ def _same_numbers(untouched: Evidence, killed: Evidence) -> list[Check]:
         for step in sorted(ours.keys() | theirs.keys())
         if step not in ours or step not in theirs or _computed(ours[step]) != _computed(theirs[step])
     ]
-    evaluated = [
-        {line.step: line.held_out_loss for _, line in evidence.lines if isinstance(line, Evaluated)}
+    left, right = (
+        {(line.epoch, line.step): line.held_out_loss for _, line in evidence.lines if isinstance(line, Evaluated)}
         for evidence in (untouched, killed)
+    )
+    held_out = [
+        f"epoch {epoch}, step {step}: {left.get((epoch, step), 'missing')} untouched, "
+        f"{right.get((epoch, step), 'missing')} killed"
+        for epoch, step in sorted(left.keys() | right.keys())
+        if left.get((epoch, step)) != right.get((epoch, step))
     ]
-    held_out = [f"{evaluated[0]} untouched, {evaluated[1]} killed"] if evaluated[0] != evaluated[1] else []
     return [
         Check(claim="every training loss is equal", holds=not losses, found=_text(losses) or f"{len(ours)} steps"),
         Check(
             claim="every held-out loss is equal",
             holds=not held_out,
-            found=_text(held_out) or f"{len(evaluated[0])} evaluations",
+            found=_text(held_out) or f"{len(left)} evaluations",
         ),
     ]
 

@@ -37,6 +37,7 @@ UNTOUCHED: Final = "untouched"
 KILLED: Final = "killed"
 SAVE_EVERY_MINUTES: Final = 1 / 60
 """So that a short run has checkpoints between its epochs; how often is saved decides no weight."""
+HEARTBEAT_SECONDS: Final = 0.1
 PATIENCE_SECONDS: Final = 1800.0
 """For one attempt to come to its next moment."""
 
@@ -91,7 +92,7 @@ class Planned:
 
 
 def plan_kills(count: int, *, seed: int) -> list[Planned]:
-    """`count` kills spread evenly over the moments, in random order; those of the publishing last, SIGKILL and SIGTERM.
+    """`count` kills spread evenly over the moments, in random order; those of the publishing last.
 
     At the loading a kill may come much later than its line, since loading is the longest part of a short run.
     """
@@ -117,6 +118,7 @@ def run_chaos(
     seed: int,
     folder: Path,
     say: Callable[[str], None],
+    threads: int = 1,
     job_command: Sequence[str] = JOB_COMMAND,
 ) -> Chaos:
     """Run the recipe twice and compare.
@@ -124,6 +126,7 @@ def run_chaos(
     Args:
         folder: a new folder for both runs; what was left in it stays, for whoever wants to look.
         say: told what happens, a line at a time.
+        threads: of the CPU, for the job.
         job_command: what is run as the job.
 
     Raises:
@@ -134,7 +137,7 @@ def run_chaos(
     recipe = with_frequent_saves(resolved.recipe, bucket=bucket)
     mine = Resolved(recipe, resolved.train, resolved.held_out)
     no_pause = RestartPolicy(first_pause_seconds=0, longest_pause_seconds=0)
-    backend = LocalBackend(folder, job_command=job_command, policy=no_pause)
+    backend = LocalBackend(folder, job_command=job_command, policy=no_pause, threads=threads)
     backend.check_ready()
     say("untouched: running")
     started = time.monotonic()
@@ -178,6 +181,8 @@ def _run(
     record = new_record(resolved, run_id=run_id, now=datetime.now(UTC))
     create_run(home, store, record, backend=backend.name)
     environ = backend.environ(record, bucket=store.uri, git_commit=None)
+    # What a killed attempt did not flush is not on record, and steps it repeats could not be compared.
+    environ = environ.model_copy(update={"heartbeat_seconds": HEARTBEAT_SECONDS})
     backend.submit(record, environ, max_restarts=2 * len(plan) + 5)
     try:
         kills = list(_kill_as_planned(backend, home, run_id, plan, say))
@@ -207,22 +212,28 @@ def _kill_as_planned(
     """Kill each attempt once, until the plan is empty or the run is over."""
     left = list(plan)
     attempt = 0
+    total_steps = None
     armed: Planned | None = None
     for event in _events(backend, home, run_id):
         what = event.get("phase") if event.get("event") == "phase" else event.get("event")
         if what == "supervisor.attempt_started":
             attempt += 1
             armed = left[0] if left else None
+        elif what == "training.started":
+            total_steps = event.get("total_steps")
         publishing = what == "publishing"
         if armed is None or not (publishing or what == MOMENTS.get(armed.moment)):
             continue
-        time.sleep(0 if publishing else armed.delay_seconds)
-        if send(backend.processes(run_id).job, armed.signal):
+        # With everything trained a SIGTERM stops nothing any more, and a moment later there is nothing left to kill.
+        ending = publishing or event.get("step", 0) == total_steps
+        how = Signals.SIGKILL if ending else armed.signal
+        delay = 0.0 if ending else armed.delay_seconds
+        time.sleep(delay)
+        if send(backend.processes(run_id).job, how):
             left.pop(0)
             moment = LAST_MOMENT if publishing else armed.moment
-            kill = Kill(attempt=attempt, moment=moment, signal=armed.signal.name, delay_seconds=armed.delay_seconds)
-            say(f"attempt {attempt}: {kill.signal} at {moment}, {len(left)} kills left")
-            yield kill
+            say(f"attempt {attempt}: {how.name} at {moment}, {len(left)} kills left")
+            yield Kill(attempt=attempt, moment=moment, signal=how.name, delay_seconds=delay)
         armed = None
 
 

@@ -209,9 +209,9 @@ def cancel(run: str, bucket: str | None, as_json: bool) -> None:
 def fetch(run: str, directory: Path | None, bucket: str | None, as_json: bool) -> None:
     """Bring the adapter of RUN into DIR (by default ./RUN-adapter), and verify every byte of it."""
     from launch import render
-    from launch.fetch import fetch as fetch_adapter
+    from launch.commands import fetch_run
 
-    fetched = fetch_adapter(_here().store(run, bucket), run, directory or Path(f"{run}-adapter"))
+    fetched = fetch_run(_here().store(run, bucket), run, directory or Path(f"{run}-adapter"))
     _print(render.as_json(fetched) if as_json else render.fetched_text(fetched))
 
 

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import click
 from rich.console import Console
+from rich.progress import DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
 from job.contract.errors import BadInput, RunUnknown, StorageError
 from job.contract.recipe import Recipe, read_recipe
@@ -23,6 +24,7 @@ from launch import render
 from launch.backend import Backend, Described
 from launch.begin import check_bucket, create_run, new_record, new_run_id, take_up
 from launch.chaos import Chaos, run_chaos
+from launch.fetch import Fetched, fetch, read_adapter
 from launch.follow import LOCAL_SECONDS, REMOTE_SECONDS, Interrupts, follow, wait_until_stopped
 from launch.home import recall, remembered_runs
 from launch.local import LocalBackend
@@ -39,7 +41,7 @@ def open_backend(settings: Settings, name: str) -> Backend:
     """The backend of that name. Raises BadInput when there is none."""
     if name != LocalBackend.name:
         raise BadInput(f"there is no backend {name!r}", hint=f"--infra is one of: {LocalBackend.name}")
-    return LocalBackend(settings.home)
+    return LocalBackend(settings.home, threads=settings.threads)
 
 
 @dataclass(frozen=True)
@@ -188,6 +190,16 @@ def cancel_run(store: Store, run_id: str, backend: Backend) -> RunView:
     return wait_until_stopped(RunReader(store, run_id, backend), every=LOCAL_SECONDS, patience=CANCEL_PATIENCE_SECONDS)
 
 
+def fetch_run(store: Store, run_id: str, folder: Path) -> Fetched:
+    """Bring a run's adapter into a folder, with a progress bar in a terminal. Raises as `launch.fetch.fetch`."""
+    console = Console(stderr=True)
+    size = sum(digest.size for digest in read_adapter(store, run_id).files.values())
+    columns = (*Progress.get_default_columns()[:2], DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
+        task = bar.add_task(f"fetching {run_id}", total=size)
+        return fetch(store, run_id, folder, lambda count: bar.advance(task, count))
+
+
 def view_run(here: Here, run_id: str | None, bucket: str | None) -> RunView:
     """The run as it is; without an id the one that was created last.
 
@@ -232,7 +244,14 @@ def chaos_run(here: Here, recipe: Path, *, kills: int, seed: int, keep: bool) ->
     """
     resolved = _read(recipe, here.settings, None)
     folder = here.settings.home / "chaos" / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
-    found = run_chaos(resolved, kills=kills, seed=seed, folder=folder, say=lambda text: click.echo(text, err=True))
+    found = run_chaos(
+        resolved,
+        kills=kills,
+        seed=seed,
+        folder=folder,
+        threads=here.settings.threads,
+        say=lambda text: click.echo(text, err=True),
+    )
     if found.certificate.clean and not keep:
         shutil.rmtree(folder, ignore_errors=True)
         return found.model_copy(update={"folder": None})

@@ -54,6 +54,7 @@ class LocalBackend:
         policy: pauses between restarts; `submit` replaces its bound.
         kill_margin_seconds: what a cancelled job gets beyond its grace before it is killed.
         stack: the modules that the job needs.
+        threads: of the CPU, for the job.
     """
 
     name: Final = "local"
@@ -66,12 +67,14 @@ class LocalBackend:
         policy: RestartPolicy | None = None,
         kill_margin_seconds: float = KILL_MARGIN_SECONDS,
         stack: Sequence[str] = STACK,
+        threads: int = 1,
     ) -> None:
         self._home = home
         self._job_command = tuple(job_command)
         self._policy = policy or RestartPolicy()
         self._kill_margin = kill_margin_seconds
         self._stack = tuple(stack)
+        self._threads = threads
 
     def check_ready(self) -> None:
         missing = [name for name in self._stack if find_spec(name) is None]
@@ -86,6 +89,7 @@ class LocalBackend:
             bucket=bucket,
             workdir=str(self._folder(run.run_id).work),
             heartbeat_seconds=HEARTBEAT_SECONDS,
+            threads=self._threads,
             git_commit=git_commit,
             infra={"infra": self.name},
         )

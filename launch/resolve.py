@@ -183,7 +183,7 @@ def _local_copy(uri: str, name: str) -> Iterator[Path]:
         try:
             store.get_file(key, copy)
         except NotFound as error:
-            raise DatasetInvalid(f"dataset {name} does not exist") from error
+            raise DatasetInvalid(f"dataset {name} does not exist", hint="check the uri") from error
         except AccessRefused as error:
             raise DatasetInvalid(f"dataset {name} cannot be read: {error.message}", hint=error.hint) from error
         yield copy

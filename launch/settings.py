@@ -26,6 +26,8 @@ class Settings(BaseModel):
     """Absolute folder of ftjob's own state."""
     bucket: str
     """Uri of the bucket that runs land in when neither the recipe nor the command names one."""
+    threads: int = 1
+    """CPU threads of local runs."""
 
 
 class SettingsFile(BaseModel):
@@ -34,6 +36,12 @@ class SettingsFile(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     bucket: str | None = Field(default=None, min_length=1, description="s3://bucket/prefix or file:///folder.")
+    threads: int = Field(
+        default=1,
+        ge=1,
+        le=1024,
+        description="CPU threads of local runs. A run keeps the number it began with: CPU sums depend on it.",
+    )
 
 
 def read_settings(variables: Mapping[str, str]) -> Settings:
@@ -47,7 +55,7 @@ def read_settings(variables: Mapping[str, str]) -> Settings:
         raise BadInput(f"{HOME_VARIABLE} {home} is not a folder", hint=f"set {HOME_VARIABLE} to a folder")
     file = _read_file(home / FILE_NAME)
     bucket = file.bucket or (home / "bucket").as_uri()
-    return Settings(home=home, bucket=str(open_store(bucket).uri))
+    return Settings(home=home, bucket=str(open_store(bucket).uri), threads=file.threads)
 
 
 def ftjob_version() -> str:

@@ -16,6 +16,7 @@ from job.storage import Progress
 Role = Literal["system", "user", "assistant"]
 ROLES: Final = get_args(Role)
 
+_READABLE: Final = "name a JSONL file that you may read"
 _PROGRESS_BYTES: Final = 1024 * 1024
 
 LineNumber = NewType("LineNumber", int)
@@ -50,7 +51,7 @@ def read_rows(path: Path, *, name: str) -> Iterator[Row]:
         with path.open("rb") as file:
             yield from _rows(file, name)
     except OSError as error:
-        raise DatasetInvalid(f"dataset {name} cannot be read: {error.strerror or error}") from error
+        raise DatasetInvalid(f"dataset {name} cannot be read: {error.strerror or error}", hint=_READABLE) from error
 
 
 def fingerprint(path: Path, *, name: str, progress: Progress | None = None) -> DatasetDigest:
@@ -79,7 +80,7 @@ def fingerprint(path: Path, *, name: str, progress: Progress | None = None) -> D
         with path.open("rb") as file:
             rows = sum(1 for _ in _rows(digested(file), name))
     except OSError as error:
-        raise DatasetInvalid(f"dataset {name} cannot be read: {error.strerror or error}") from error
+        raise DatasetInvalid(f"dataset {name} cannot be read: {error.strerror or error}", hint=_READABLE) from error
     if rows == 0:
         raise DatasetInvalid(f"dataset {name} has no rows", hint='one {"messages": [...]} a line')
     return DatasetDigest(uri=name, sha256=digest.hexdigest(), size=size, rows=rows)

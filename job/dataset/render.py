@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
@@ -39,6 +40,10 @@ class Tokenizer(Protocol):
     def apply_chat_template(self, conversation: Any, **kwargs: Any) -> Any: ...
 
 
+_MARKER: Final = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
+"""Not the word alone: nearly every template has an `add_generation_prompt`."""
+
+
 @dataclass(frozen=True)
 class RenderedRow:
     """One row as tokens. `labels[i]` is `ids[i]` where the assistant speaks, IGNORED elsewhere."""
@@ -62,7 +67,7 @@ def render(rows: Iterable[Row], tokenizer: Tokenizer, *, max_length: int, name: 
     """
     if not tokenizer.chat_template:
         raise ModelInvalid("the base model's tokenizer has no chat template", hint="use the -Instruct variant")
-    if "generation" not in tokenizer.chat_template:
+    if not _MARKER.search(tokenizer.chat_template):
         raise ModelInvalid(
             "the base model's chat template does not mark what the assistant says ({% generation %})",
             hint="a template with markers is needed: training on all tokens would teach the model the user's part",

@@ -24,16 +24,13 @@ def fetch_dataset(expected: DatasetDigest, folder: Path, progress: Progress | No
         store, key = open_object(expected.uri)
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{expected.sha256}.jsonl"
-        if not path.exists():
-            try:
-                store.get_file(key, path, progress)
-            except NotFound as error:
-                raise DatasetInvalid(f"dataset {expected.uri} does not exist any more") from error
-    try:
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise DatasetInvalid(f"dataset {expected.uri} cannot be read: {error.strerror or error}") from error
+        if path.exists() and _sha256(path, expected.uri) == expected.sha256:
+            return path
+        try:
+            store.get_file(key, path, progress)
+        except NotFound as error:
+            raise DatasetInvalid(f"dataset {expected.uri} does not exist any more") from error
+    found = _sha256(path, expected.uri)
     if found != expected.sha256:
         raise IdentityMismatch(
             f"the dataset {expected.uri} changed after the launch: sha256 {found[:12]}… instead of "
@@ -41,6 +38,14 @@ def fetch_dataset(expected: DatasetDigest, folder: Path, progress: Progress | No
             hint="put the file back as it was to go on, or start a new run",
         )
     return path
+
+
+def _sha256(path: Path, uri: str) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DatasetInvalid(f"dataset {uri} cannot be read: {error.strerror or error}") from error
 
 
 def local_path(uri: str) -> Path | None:

@@ -19,7 +19,8 @@ RECORDS = pytest.mark.parametrize("record", records(), ids=lambda record: type(r
 
 
 def test_every_kind_of_record_is_tried() -> None:
-    assert {type(record) for record in records()} == set(Record.__subclasses__())
+    ours = {kind for kind in Record.__subclasses__() if kind.__module__ == "job.contract.records"}
+    assert {type(record) for record in records()} == ours
 
 
 @RECORDS
