@@ -61,7 +61,11 @@ RECIPES: dict[str, dict[str, Any]] = {
         "dataset": {"held_out": None},
         "training": {"optimizer": "adamw_8bit", "packing": False},
     },
-    "16-bit base": {"method": "lora", "lora": {"dropout": 0.05}, "training": {"packing": True, "max_length": 96}},
+    "16-bit base": {
+        "method": "lora",
+        "lora": {"dropout": 0.05},
+        "training": {"packing": True, "max_length": 96, "epochs": 3},
+    },
 }
 
 KILLS: list[tuple[str, signal.Signals]] = [
