@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import math
 import os
-import platform
 import shutil
 import threading
 import time
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from job import checkpoints, spool
+from job import checkpoints, sealed, spool
+from job.claim import claim_next, is_published, read_run
 from job.contract.environ import JobEnviron
 from job.contract.errors import (
-    AlreadyExists,
     BadInput,
     FtjobError,
-    NotFound,
-    RunUnknown,
     StorageError,
     Unreachable,
 )
@@ -30,7 +26,7 @@ from job.contract.identity import check_resumable
 from job.contract.layout import CheckpointName, RunLayout
 from job.contract.metrics import Committed, Published, Restored
 from job.contract.outcome import Outcome
-from job.contract.records import AdapterManifest, AttemptClaim, AttemptEnd, DatasetDigest, RunRecord
+from job.contract.records import AttemptClaim, AttemptEnd, DatasetDigest, RunRecord
 from job.dataset.reader import Row, read_rows
 from job.dataset.source import fetch_dataset
 from job.journal import Journal, now
@@ -86,10 +82,10 @@ class Attempt:
         """
         bind(run_id=self._environ.run_id)
         try:
-            record = self._read_run()
-            if self._published():
+            record = self._insist("recipe", lambda: read_run(self._store, self._layout))
+            if self._insist("adapter", lambda: is_published(self._store, self._layout)):
                 return Ending(Outcome.DONE, "the adapter is published already")
-            claim = self._claim()
+            claim = claim_next(self._store, self._layout, infra=self._environ.infra, insist=self._insist)
         except _NoticeGiven:
             return Ending(Outcome.PREEMPTED, f"stopped by {self._notice.reason} before it began")
         bind(attempt=claim.attempt)
@@ -112,6 +108,9 @@ class Attempt:
             return Ending(Outcome.BAD_INPUT, error.message, error.hint)
         except FtjobError as error:
             return Ending(Outcome.FAILED, error.message, error.hint)
+        except OSError as error:  # this machine's disk, mostly: another attempt may find it free again
+            trouble = translate_os_error(error, str(self._workdir))
+            return Ending(Outcome.PREEMPTED, trouble.message, trouble.hint)
         except Exception as error:  # a bug, ours or a library's: it must be on record, not only in a log
             get_logger().exception("attempt.crashed")
             return Ending(Outcome.FAILED, f"{type(error).__name__}: {error}", "the log has the traceback")
@@ -156,41 +155,6 @@ class Attempt:
         if self._notice.given:
             raise _NoticeGiven
 
-    def _read_run(self) -> RunRecord:
-        key = self._layout.recipe
-        try:
-            return RunRecord.from_bytes(self._insist("recipe", lambda: self._store.get(key)), name=key)
-        except NotFound as error:
-            raise RunUnknown(f"there is no run {self._layout.run_id} in {self._store.uri}") from error
-
-    def _published(self) -> bool:
-        key = self._layout.adapter_manifest
-        try:
-            return AdapterManifest.from_bytes(self._insist("adapter", lambda: self._store.get(key)), name=key).complete
-        except NotFound:
-            return False
-
-    def _claim(self) -> AttemptClaim:
-        """Take the next free number. A lost race takes the one after."""
-        keys = self._insist("attempts", lambda: [info.key for info in self._store.list(self._layout.attempts)])
-        number = max((self._layout.claimed_attempt(key) or 0 for key in keys), default=0)
-        while True:
-            number += 1
-            claim = AttemptClaim(
-                attempt=number,
-                nonce=uuid.uuid4().hex,
-                claimed_at=now(),
-                pid=os.getpid(),
-                host=platform.node(),
-                infra=self._environ.infra,
-            )
-            put = partial(self._store.put_new, self._layout.claim(number), claim.to_bytes())
-            try:
-                self._insist("claim", put)
-            except AlreadyExists:
-                continue
-            return claim
-
     def _read_dataset(self, record: RunRecord) -> tuple[list[Row], list[Row]]:
         def read(digest: DatasetDigest | None) -> list[Row]:
             if digest is None:
@@ -213,7 +177,7 @@ class Attempt:
 
     def _restore(self, loaded: Loaded, journal: Journal) -> frozenset[CheckpointName]:
         """Take up the newest usable checkpoint; returns those that were too damaged to use."""
-        self._insist("spool", lambda: spool.adopt(self._store, self._layout, self._workdir / "spool"))
+        self._insist("spool", lambda: sealed.adopt(self._store, self._layout, self._workdir / "spool"))
         folder = self._workdir / "restored"
         restored = self._insist("checkpoint", lambda: checkpoints.restore(self._store, self._layout, folder))
         if restored.manifest is not None:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, set_seed
 
 from job.checkpoints import digest_file
-from job.contract.errors import Damaged, ModelInvalid
+from job.contract.errors import Damaged, ModelInvalid, TrainingFailed
 from job.contract.recipe import TINY_MODEL, BaseModelRef, Recipe
 from job.contract.records import FileDigest, Hardware
 from job.dataset.render import TOKENIZER_FILES
@@ -77,7 +77,7 @@ def locate(ref: BaseModelRef, workdir: Path) -> Base:
             f"base model {ref.id} has no config.json and *.safetensors in {folder}",
             hint="a model's folder is what save_pretrained(..., safe_serialization=True) writes",
         )
-    names = ("config.json", "generation_config.json", *TOKENIZER_FILES)
+    names = ("config.json", "generation_config.json", "model.safetensors.index.json", *TOKENIZER_FILES)
     files = [*(folder / name for name in names if (folder / name).is_file()), *weights]
     return Base(folder, {path.name: digest_file(path) for path in files})
 
@@ -126,6 +126,7 @@ def load(recipe: Recipe, base: Base) -> Any:
 
     Raises:
         ModelInvalid: the weights cannot be loaded, or the recipe's target_modules name nothing in it.
+        TrainingFailed: they do not fit into the GPU.
     """
     cuda = torch.cuda.is_available()
     # On a CPU bf16 arithmetic is emulated: fp32 is exact and faster.
@@ -146,6 +147,11 @@ def load(recipe: Recipe, base: Base) -> Any:
             local_files_only=True,
             trust_remote_code=False,
         )
+    except torch.OutOfMemoryError as error:
+        raise TrainingFailed(
+            f"base model {recipe.base_model.id} does not fit into the memory of this GPU: {error}",
+            hint='choose a larger GPU, or method "qlora"',
+        ) from error
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise ModelInvalid(f"base model {recipe.base_model.id} cannot be loaded: {error}") from error
     _keep_weights_as_quantised(model)

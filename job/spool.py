@@ -8,27 +8,23 @@ the same disk adopts what a dead one sealed: the step that was saved is not lost
 
 from __future__ import annotations
 
-import fcntl
-import shutil
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Final, Protocol
 
-from job.checkpoints import commit, digest_file, digest_folder, prune
-from job.contract.errors import AlreadyExists, Damaged, StorageError
+from job.checkpoints import commit, prune
+from job.contract.errors import StorageError
 from job.contract.layout import CheckpointName, Key, RunLayout
 from job.contract.records import CheckpointManifest
 from job.logs import get_logger
 from job.patience import pauses
+from job.sealed import FILES, AliveLock, discard, seal
 from job.storage import Store
 from job.storage.store import translate_os_error
 
-_MANIFEST: Final = "manifest.json"
-_FILES: Final = "files"
-_JOURNAL: Final = "journal"
 _SEAL_SECONDS: Final = 5.0
 """For what is still only in memory at the end to reach the disk."""
 _CLOSE_SECONDS: Final = 0.5
@@ -61,11 +57,16 @@ class _Staged:
     """In memory until it is sealed, then on the disk."""
 
     draft: CheckpointManifest
-    write: Callable[[Path], None] | None
+    write: Callable[[Path], None]
+    """Holds the copy in memory; let go of once it is on the disk."""
     folder: Path
     decided: float
     blocking_seconds: float
     manifest: CheckpointManifest | None = None
+
+
+def _nothing_left(_folder: Path) -> None:
+    raise AssertionError("what is sealed is not written again")
 
 
 class Spool:
@@ -105,7 +106,7 @@ class Spool:
         self._changed = threading.Condition()
         self._closing = False
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._lock = _lock(self._folder)
+        self._lock = AliveLock(self._folder)
         self._sealer = threading.Thread(target=self._seal_all, name="spool-seal", daemon=True)
         self._uploader = threading.Thread(target=self._upload_all, name="spool-upload", daemon=True)
         self._sealer.start()
@@ -176,7 +177,7 @@ class Spool:
                 dropped, self._dropped = self._dropped, []
                 staged = self._unsealed()
             for old in dropped:
-                _discard(old.folder)
+                discard(old.folder)
             if staged is None:
                 if self._closing:
                     return
@@ -190,13 +191,13 @@ class Spool:
 
     def _seal(self, staged: _Staged) -> bool:
         try:
-            manifest = _seal(staged, self._journal)
+            manifest = seal(staged.folder, staged.draft, staged.write, self._journal.pending())
         except OSError as error:
             self._trouble = translate_os_error(error, str(staged.folder))
             get_logger().warning("checkpoint.write_failed", checkpoint=str(staged.draft.name), error=str(error))
             return False
         with self._changed:
-            staged.manifest, staged.write = manifest, None
+            staged.manifest, staged.write = manifest, _nothing_left
             self._changed.notify_all()
         return True
 
@@ -222,7 +223,7 @@ class Spool:
         for pause in pauses():
             try:
                 self._journal.flush()
-                commit(self._store, self._layout, manifest, staged.folder / _FILES)
+                commit(self._store, self._layout, manifest, staged.folder / FILES)
                 break
             except (StorageError, OSError) as error:
                 self._trouble = error if isinstance(error, StorageError) else translate_os_error(error, str(name))
@@ -240,7 +241,7 @@ class Spool:
             seconds=round(done.seconds, 3),
             blocking_seconds=round(done.blocking_seconds, 4),
         )
-        _discard(staged.folder)
+        discard(staged.folder)
         self._on_commit(done)
         self._prune()
         return True
@@ -251,112 +252,3 @@ class Spool:
                 get_logger().info("checkpoint.pruned", checkpoint=str(name))
         except StorageError as error:  # the next commit prunes again
             get_logger().warning("checkpoint.prune_failed", error=str(error))
-
-
-def adopt(store: Store, layout: RunLayout, folder: Path) -> list[CheckpointName]:
-    """Commit what dead attempts left in this folder, oldest first; returns what was committed.
-
-    Only sealed checkpoints whose bytes still match their manifest are adopted; the rest is removed. The folder of an
-    attempt that is still alive is left alone: it holds a lock, which its death releases.
-
-    Raises:
-        StorageError: the store is out of reach; everything stays where it is.
-    """
-    adopted: list[CheckpointName] = []
-    for owner in sorted(folder.glob("a[0-9]*")):
-        try:
-            lock = _lock(owner)
-        except BlockingIOError:
-            get_logger().warning("spool.attempt_still_alive", folder=owner.name)
-            continue
-        with lock:
-            for staged in sorted(path for path in owner.iterdir() if path.is_dir()):
-                manifest = _sealed(staged)
-                if manifest is not None:
-                    _adopt_journal(store, layout, staged / _JOURNAL)
-                    commit(store, layout, manifest, staged / _FILES)
-                    get_logger().info("checkpoint.adopted", checkpoint=str(manifest.name), step=manifest.step)
-                    adopted.append(manifest.name)
-                _discard(staged)
-        shutil.rmtree(owner, ignore_errors=True)
-    return adopted
-
-
-def _discard(folder: Path) -> None:
-    """Remove a staged checkpoint: its seal first, so that dying halfway leaves nothing that looks whole."""
-    (folder / _MANIFEST).unlink(missing_ok=True)
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def _adopt_journal(store: Store, layout: RunLayout, folder: Path) -> None:
-    for file in folder.iterdir():
-        position = layout.metrics_position(f"{layout.metrics}{file.name}")
-        if position is None:
-            continue
-        attempt, sequence = position
-        lines = file.read_bytes()
-        while lines:
-            key = layout.metrics_object(attempt, sequence)
-            try:
-                store.put_new(key, lines)
-                break
-            except AlreadyExists:
-                found = store.get(key)
-            # The dead attempt did flush: all of these lines and more, or only the first of them when it never heard
-            # that it had.
-            if not lines.startswith(found):
-                break
-            lines, sequence = lines[len(found) :], sequence + 1
-
-
-def _lock(folder: Path) -> _LockFile:
-    return _LockFile(folder / ".alive")
-
-
-class _LockFile:
-    """An flock(2) held by a process for its life; the kernel releases it whatever kills the process."""
-
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("w")
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._file.close()
-            raise
-
-    def close(self) -> None:
-        self._file.close()
-
-    def __enter__(self) -> _LockFile:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-def _seal(staged: _Staged, journal: Record) -> CheckpointManifest:
-    """Write the files, then the manifest beside them. After an OSError nothing is sealed, and it may be repeated."""
-    path = staged.folder / _MANIFEST
-    shutil.rmtree(staged.folder, ignore_errors=True)
-    files = staged.folder / _FILES
-    files.mkdir(parents=True)
-    if staged.write is not None:
-        staged.write(files)
-    key, lines = journal.pending()
-    (staged.folder / _JOURNAL).mkdir()
-    (staged.folder / _JOURNAL / PurePosixPath(key).name).write_bytes(lines)
-    manifest = staged.draft.model_copy(update={"files": digest_folder(files)})
-    partial = staged.folder / f".{_MANIFEST}"
-    partial.write_bytes(manifest.to_bytes())
-    partial.replace(path)
-    return manifest
-
-
-def _sealed(folder: Path) -> CheckpointManifest | None:
-    """The manifest of a staged checkpoint whose files are all there and unchanged; None for anything else."""
-    try:
-        manifest = CheckpointManifest.from_bytes((folder / _MANIFEST).read_bytes(), name=folder.name)
-        whole = all(digest_file(folder / _FILES / file) == digest for file, digest in manifest.files.items())
-    except (OSError, Damaged):
-        return None
-    return manifest if whole else None

@@ -15,7 +15,7 @@ from job.contract.errors import AlreadyExists, Unreachable
 from job.contract.layout import Key
 from job.contract.metrics import Heartbeat, MetricLine, Step, dump_lines, parse_lines
 from job.journal import Journal
-from job.spool import adopt
+from job.sealed import adopt
 from job.storage import FileStore, Store
 from tests.contract.examples import step
 from tests.doubles import FlakyStore

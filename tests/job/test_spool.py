@@ -12,7 +12,8 @@ import pytest
 from job.checkpoints import committed, restore
 from job.contract.errors import Unreachable
 from job.contract.layout import Key
-from job.spool import Commit, Spool, adopt
+from job.sealed import adopt
+from job.spool import Commit, Spool
 from job.storage import FileStore, Store
 from tests.doubles import FlakyStore
 from tests.job.kit import RUN, contents, draft, read_back, writer
