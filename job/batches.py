@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,36 @@ class Ledger:
     rows: tuple[int, ...]
     tokens: int
     trained: int
+
+
+@dataclass(frozen=True)
+class Metered(Ledger):
+    """What several batches are made of together, and the seconds they took."""
+
+    seconds: float
+
+
+class StepMeter:
+    """Adds up what goes through the model, from one look to the next."""
+
+    def __init__(self) -> None:
+        self._ledgers: list[Ledger] = []
+        self._started = time.monotonic()
+
+    def add(self, ledger: Ledger) -> None:
+        """One batch."""
+        self._ledgers.append(ledger)
+
+    def take(self) -> Metered:
+        """Everything since the last take."""
+        ledgers, self._ledgers = self._ledgers, []
+        began, self._started = self._started, time.monotonic()
+        return Metered(
+            rows=tuple(row for ledger in ledgers for row in ledger.rows),
+            tokens=sum(ledger.tokens for ledger in ledgers),
+            trained=sum(ledger.trained for ledger in ledgers),
+            seconds=self._started - began,
+        )
 
 
 def to_dataset(rows: Sequence[RenderedRow], *, packing: bool, max_length: int) -> Dataset:

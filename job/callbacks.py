@@ -5,19 +5,18 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import Any, Final, Literal, Protocol
 
 from transformers import TrainerCallback
 
+from job.batches import Metered
 from job.contract.errors import TrainingFailed
 from job.contract.metrics import Evaluated, MetricLine, Step
+from job.contract.recipe import Recipe
 from job.journal import now
 from job.logs import get_logger
 from job.notice import Notice
-
-if TYPE_CHECKING:
-    from job.batches import Ledger
-    from job.train import Training
+from job.progress import Progress
 
 Reason = Literal["epoch", "interval", "notice"]
 
@@ -39,29 +38,31 @@ def best_interval(blocking_seconds: float, upload_seconds: float) -> float:
     return max(ideal, 1.5 * upload_seconds, SHORTEST_INTERVAL)
 
 
-class StepMeter:
-    """What went through the model since the last look: rows, tokens, seconds."""
+class Steered(Protocol):
+    """The training, as far as it is steered."""
 
-    def __init__(self) -> None:
-        self._reset()
+    recipe: Recipe
+    progress: Progress
 
-    def _reset(self) -> None:
-        self.rows: list[int] = []
-        self.tokens = 0
-        self.trained = 0
-        self.started = time.monotonic()
+    @property
+    def steps_per_epoch(self) -> int: ...
 
-    def add(self, ledger: Ledger) -> None:
-        """One batch."""
-        self.rows.extend(ledger.rows)
-        self.tokens += ledger.tokens
-        self.trained += ledger.trained
+    @property
+    def evaluates(self) -> bool:
+        """Whether rows are held out."""
+        ...
 
-    def take(self) -> tuple[tuple[int, ...], int, int, float]:
-        """(rows, tokens, trained tokens, seconds) since the last take."""
-        taken = tuple(self.rows), self.tokens, self.trained, time.monotonic() - self.started
-        self._reset()
-        return taken
+    def evaluate(self) -> float | None:
+        """The held-out loss now; None when a notice came in between."""
+        ...
+
+    def note_best(self) -> None:
+        """The weights in memory are the best so far."""
+        ...
+
+    def take_meter(self) -> Metered:
+        """What was trained since the last look."""
+        ...
 
 
 class Steering(TrainerCallback):  # type: ignore[misc]
@@ -76,7 +77,7 @@ class Steering(TrainerCallback):  # type: ignore[misc]
 
     def __init__(
         self,
-        training: Training,
+        training: Steered,
         notice: Notice,
         *,
         save: Callable[[Reason], float],
@@ -112,7 +113,7 @@ class Steering(TrainerCallback):  # type: ignore[misc]
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         if not logs or "loss" not in logs:
             return  # the trainer's summary at the end
-        rows, tokens, trained, seconds = self.training.take_meter()
+        metered = self.training.take_meter()
         loss, norm = float(logs["loss"]), float(logs["grad_norm"])
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise TrainingFailed(
@@ -126,15 +127,15 @@ class Steering(TrainerCallback):  # type: ignore[misc]
             loss=loss,
             grad_norm=norm,
             learning_rate=float(logs["learning_rate"]),
-            tokens=tokens,
-            seconds=seconds,
-            rows=rows,
+            tokens=metered.tokens,
+            seconds=metered.seconds,
+            rows=metered.rows,
         )
         self.training.progress = self.training.progress.stepped(
-            step=line.step, epoch=line.epoch, loss=loss, trained_tokens=trained
+            step=line.step, epoch=line.epoch, loss=loss, trained_tokens=metered.trained
         )
         self._write(line)
-        get_logger().info("step", step=line.step, epoch=round(line.epoch, 3), loss=loss, tokens=tokens)
+        get_logger().info("step", step=line.step, epoch=round(line.epoch, 3), loss=loss, tokens=metered.tokens)
         if self._pending is not None:
             reason, self._pending = self._pending, None
             self._take(reason)

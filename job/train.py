@@ -21,8 +21,8 @@ from torch.utils.data import DataLoader
 from transformers import PrinterCallback, TrainerState
 from trl import SFTConfig, SFTTrainer
 
-from job.batches import Collator, EpochOrder, to_dataset
-from job.callbacks import Steering, StepMeter
+from job.batches import Collator, EpochOrder, Metered, StepMeter, to_dataset
+from job.callbacks import Steering
 from job.contract.errors import TrainingFailed
 from job.contract.recipe import Recipe, resolve_learning_rate
 from job.dataset.render import RenderedRow
@@ -183,8 +183,8 @@ class Training:
             return state
         return {"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict(), "random": random_state()}
 
-    def take_meter(self) -> tuple[tuple[int, ...], int, int, float]:
-        """What was trained since the last look: see StepMeter.take."""
+    def take_meter(self) -> Metered:
+        """What was trained since the last look."""
         return self._trainer.meter.take()
 
     # What the trainer asks for.

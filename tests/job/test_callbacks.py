@@ -11,13 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from job.batches import Ledger
+from job.batches import Ledger, Metered, StepMeter
 from job.callbacks import (
     MEAN_SECONDS_BETWEEN_INTERRUPTIONS,
     SHORTEST_INTERVAL,
     Reason,
     Steering,
-    StepMeter,
     best_interval,
 )
 from job.contract.errors import TrainingFailed
@@ -65,10 +64,12 @@ def test_the_meter_adds_up_batches_and_begins_anew_when_it_is_read() -> None:
     meter = StepMeter()
     meter.add(Ledger(rows=(3, 9), tokens=20, trained=7))
     meter.add(Ledger(rows=(1,), tokens=5, trained=2))
-    rows, tokens, trained, seconds = meter.take()
+    taken = meter.take()
+    rows, tokens, trained, seconds = taken.rows, taken.tokens, taken.trained, taken.seconds
     assert (rows, tokens, trained) == ((3, 9, 1), 25, 9)
     assert seconds >= 0
-    assert meter.take()[:3] == ((), 0, 0)
+    again = meter.take()
+    assert (again.rows, again.tokens, again.trained) == ((), 0, 0)
 
 
 # Steering.
@@ -113,7 +114,7 @@ class Played:
 
     # What Steering asks of a training.
 
-    def take_meter(self) -> tuple[tuple[int, ...], int, int, float]:
+    def take_meter(self) -> Metered:
         return self._meter.take()
 
     def evaluate(self) -> float | None:
@@ -321,7 +322,7 @@ def test_what_a_save_takes_is_not_counted_into_the_next_step() -> None:
     save = played.steering._save
 
     def slowly(reason: Reason) -> float:
-        played._meter.started -= 1000.0  # as if it had taken so long
+        played._meter._started -= 1000.0  # as if it had taken so long
         return save(reason)
 
     played.steering._save = slowly
