@@ -96,21 +96,30 @@ class Proxy:
     def _pump(self, source: socket.socket, sink: socket.socket) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(65536):
-                if self._left is not None:
-                    data, self._left = data[: self._left], self._left - len(data)
-                    if self._left <= 0:
-                        sink.sendall(data)
-                        self._left = None
-                        self.breaks += 1
-                        if self._cuts_then:
-                            self.cut()
-                        self._break()
-                        return
+                last = self._spend(len(data))
+                if last is not None:
+                    sink.sendall(data[:last])
+                    if self._cuts_then:
+                        self.cut()
+                    self._break()
+                    return
                 sink.sendall(data)
         with self._lock:
             for connection in (source, sink):
                 self._open.discard(connection)
                 _close(connection)
+
+    def _spend(self, size: int) -> int | None:
+        """How many of these bytes are the last to pass, for exactly one of several connections; None: all pass."""
+        with self._lock:
+            if self._left is None:
+                return None
+            last, self._left = self._left, self._left - size
+            if self._left > 0:
+                return None
+            self._left = None
+            self.breaks += 1
+            return last
 
 
 class S3Server:
