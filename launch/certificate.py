@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from job.contract.history import effective_steps
 from job.contract.metrics import Evaluated, MetricLine, Restored, Step
 from job.contract.records import FileDigest, Part
 
@@ -52,7 +53,10 @@ def certify(untouched: Evidence, killed: Evidence) -> Certificate:
 
 
 def _steps(evidence: Evidence) -> dict[int, Step]:
-    return {line.step: line for _, line in evidence.lines if isinstance(line, Step)}
+    lines: dict[int, list[MetricLine]] = defaultdict(list)
+    for attempt, line in evidence.lines:
+        lines[attempt].append(line)
+    return effective_steps(lines)
 
 
 def _rows_once(killed: Evidence) -> Check:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
@@ -296,11 +296,6 @@ class Passport(Record):
     chosen: Chosen
     exact: bool
     """Whether every attempt computed on the same hardware: if so, this is bit for bit the uninterrupted run."""
-
-
-def json_ready(value: BaseModel) -> dict[str, Any]:
-    """A model as plain JSON data, for `--json`."""
-    return value.model_dump(mode="json")
 
 
 def utc(moment: datetime) -> str:

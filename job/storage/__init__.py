@@ -23,7 +23,6 @@ server. S3-compatible servers differ there; `If-None-Match: *` on a single PUT i
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -41,7 +40,6 @@ __all__ = [
     "S3Store",
     "Store",
     "check_key",
-    "free_bytes",
     "open_object",
     "open_store",
 ]
@@ -86,8 +84,3 @@ def open_object(uri: str) -> tuple[Store, Key]:
             f"{uri!r} does not name a file", hint="use s3://bucket/folder/rows.jsonl or file:///folder/rows.jsonl"
         ) from None
     return store, Key(str(key))
-
-
-def free_bytes(folder: Path) -> int:
-    """Free space on the disk of a folder that exists."""
-    return shutil.disk_usage(folder).free
