@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import sys
+import tempfile
 from pathlib import Path
 
 from job.notice import Notice
+
+
+def make_workdir(path: Path) -> None:
+    """Make the job's folder. Raises BadInput when it cannot be made or written to."""
+    from job.contract.errors import BadInput
+
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise BadInput(
+            f"FTJOB_WORKDIR {path} cannot be used: {error.strerror or error}",
+            hint=f"it must belong to the job's user, which is {os.getuid()} here",
+        ) from error
 
 
 def main() -> int:
@@ -20,14 +34,18 @@ def main() -> int:
     from job.contract.environ import JobEnviron
     from job.contract.errors import BadInput, FtjobError, Unreachable
     from job.contract.outcome import EXIT_CODES, Outcome
+    from job.metadata import cloud_named, watch
 
-    logs.configure()
+    logs.configure(quiet=lambda: notice.unanswered)  # no printing before an emergency save
     logs.capture_libraries()
     log = logs.get_logger()
     log.info("job.started", pid=os.getpid())
     try:
         environ = JobEnviron.read(os.environ)
-        Path(environ.workdir).mkdir(parents=True, exist_ok=True)
+        make_workdir(Path(environ.workdir))
+        cloud = cloud_named(environ.infra.get("cloud"), os.environ)
+        if cloud is not None:
+            watch(cloud, notice)
         ending = Attempt(environ, notice).live()
     except BadInput as error:
         ending = Ending(Outcome.BAD_INPUT, error.message, error.hint)
@@ -35,13 +53,11 @@ def main() -> int:
         ending = Ending(Outcome.PREEMPTED, error.message, error.hint)
     except FtjobError as error:
         ending = Ending(Outcome.FAILED, error.message, error.hint)
+    notice.answer()
     log.info("job.ended", outcome=ending.outcome.value, message=ending.message, hint=ending.hint, step=ending.step)
     return EXIT_CODES[ending.outcome]
 
 
 if __name__ == "__main__":
-    exit_code = main()
-    with contextlib.suppress(OSError, ValueError):
-        sys.stderr.flush()
     # Not sys.exit: the interpreter would wait for boto3's threads, and they for a network that may never answer.
-    os._exit(exit_code)
+    os._exit(main())

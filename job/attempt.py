@@ -85,16 +85,27 @@ class Attempt:
             record = self._insist("recipe", lambda: read_run(self._store, self._layout))
             if self._insist("adapter", lambda: is_published(self._store, self._layout)):
                 return Ending(Outcome.DONE, "the adapter is published already")
-            claim = claim_next(self._store, self._layout, infra=self._environ.infra, insist=self._insist)
+            claim = claim_next(self._store, self._layout, self._environ, insist=self._insist)
         except _NoticeGiven:
             return Ending(Outcome.PREEMPTED, f"stopped by {self._notice.reason} before it began")
         bind(attempt=claim.attempt)
         get_logger().info("attempt.claimed", claim=claim.attempt)
         beat = self._environ.heartbeat_seconds
         with Journal(self._store, self._layout, attempt=claim.attempt, heartbeat_seconds=beat) as journal:
-            ending = self._ending(record, claim, journal)
+            ending = self._one_too_many(claim) or self._ending(record, claim, journal)
             self._record_end(claim, ending, journal)
         return ending
+
+    def _one_too_many(self, claim: AttemptClaim) -> Ending | None:
+        """An end to restarts, for backends that know none: a job that always dies would spend for ever."""
+        last = self._environ.last_attempt
+        if last is None or claim.attempt <= last:
+            return None
+        return Ending(
+            Outcome.FAILED,
+            f"gave up after attempt {last}, the last that this launch allows",
+            f"read `ftjob logs {self._environ.run_id}`; `ftjob launch --run {self._environ.run_id}` goes on",
+        )
 
     def _ending(self, record: RunRecord, claim: AttemptClaim, journal: Journal) -> Ending:
         """Train and publish; whatever goes wrong becomes an ending."""
@@ -119,7 +130,7 @@ class Attempt:
         journal.phase("reading the dataset")
         texts = self._read_dataset(record)
         journal.phase("loading the model")
-        loaded = self._load(record, texts)
+        loaded = self._load(record, texts, journal)
         journal.phase("restoring")
         damaged = self._restore(loaded, journal)
         uploads = spool.Spool(
@@ -159,20 +170,32 @@ class Attempt:
         def read(digest: DatasetDigest | None) -> list[Row]:
             if digest is None:
                 return []
-            path = self._insist("dataset", lambda: fetch_dataset(digest, self._workdir / "data"))
+            path = self._insist("dataset", lambda: self._fetch(digest))
             self._go_on()
             return list(read_rows(path, name=digest.uri))
 
         return read(record.train), read(record.held_out)
 
-    def _load(self, record: RunRecord, texts: tuple[list[Row], list[Row]]) -> Loaded:
+    def _fetch(self, digest: DatasetDigest) -> Path:
+        mount = self._environ.mounts.get(digest.uri)
+        return fetch_dataset(digest, self._workdir / "data", mounted=Path(mount) if mount else None)
+
+    def _load(self, record: RunRecord, texts: tuple[list[Row], list[Row]], journal: Journal) -> Loaded:
         # One GPU trains; of several, transformers would make a DataParallel, whose sums nobody asked for.
         os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]
         # The heavy libraries are imported here, after the claim: whoever watches sees the attempt meanwhile.
         from job.loading import load
 
         return load(
-            record, *texts, workdir=self._workdir, threads=self._environ.threads, notice=self._notice, go_on=self._go_on
+            record,
+            *texts,
+            workdir=self._workdir,
+            threads=self._environ.threads,
+            notice=self._notice,
+            go_on=self._go_on,
+            say=journal.phase,
+            retry_seconds=self._environ.final_retry_seconds,
+            needs_gpu=self._environ.gpu,
         )
 
     def _restore(self, loaded: Loaded, journal: Journal) -> frozenset[CheckpointName]:
@@ -231,7 +254,14 @@ class Attempt:
         saved = uploads.flush(self._time_to_save())
         seconds = round(time.monotonic() - self._notice.at, 2)
         step = training.progress.step
-        get_logger().info("notice.answered", committed=saved, step=step, notice_to_commit_seconds=seconds)
+        self._notice.answer()
+        get_logger().info(
+            "notice.answered",
+            reason=self._notice.reason,
+            committed=saved,
+            step=step,
+            notice_to_commit_seconds=seconds,
+        )
         if saved:
             how = "everything is committed"
         elif uploads.sealed:
@@ -244,7 +274,8 @@ class Attempt:
         """Seconds until this process may be killed; without end before a notice."""
         if not self._notice.given:
             return math.inf
-        return max(self._notice.at + self._environ.grace_seconds - time.monotonic(), 0.0)
+        grace = max(self._environ.grace_seconds, self._notice.grace_seconds)
+        return max(self._notice.at + grace - time.monotonic(), 0.0)
 
     def _time_to_save(self) -> float:
         """The same, less what it takes to say how it ended."""
@@ -314,6 +345,7 @@ class Attempt:
             step=ending.step,
             message=ending.message,
             hint=ending.hint,
+            elapsed=journal.elapsed,
         )
 
         def record() -> None:

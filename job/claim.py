@@ -9,10 +9,12 @@ from collections.abc import Callable
 from functools import partial
 from typing import Protocol, TypeVar
 
+from job.contract.environ import JobEnviron
 from job.contract.errors import AlreadyExists, NotFound, RunUnknown
 from job.contract.layout import RunLayout
 from job.contract.records import AdapterManifest, AttemptClaim, RunRecord
 from job.journal import now
+from job.machine import this_machine
 from job.storage import Store
 
 T = TypeVar("T")
@@ -46,12 +48,9 @@ def is_published(store: Store, layout: RunLayout) -> bool:
         return False
 
 
-def claim_next(store: Store, layout: RunLayout, *, infra: dict[str, str], insist: Insist) -> AttemptClaim:
-    """Take the next free attempt number. A lost race takes the one after.
-
-    Args:
-        infra: where this attempt runs, for the records.
-    """
+def claim_next(store: Store, layout: RunLayout, environ: JobEnviron, *, insist: Insist) -> AttemptClaim:
+    """Take the next free attempt number. A lost race takes the one after."""
+    machine = this_machine()
     keys = insist("attempts", lambda: [info.key for info in store.list(layout.attempts)])
     number = max((layout.claimed_attempt(key) or 0 for key in keys), default=0)
     while True:
@@ -62,7 +61,11 @@ def claim_next(store: Store, layout: RunLayout, *, infra: dict[str, str], insist
             claimed_at=now(),
             pid=os.getpid(),
             host=platform.node(),
-            infra=infra,
+            infra=environ.infra,
+            submission=environ.submission,
+            machine_id=machine.id,
+            up_seconds=machine.up_seconds,
+            heartbeat_seconds=environ.heartbeat_seconds,
         )
         try:
             insist("claim", partial(store.put_new, layout.claim(number), claim.to_bytes()))

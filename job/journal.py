@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Self
 
@@ -25,11 +26,21 @@ def now() -> datetime:
 class Journal:
     """The metric lines of one attempt. Open it with `with`; lines may come from several threads."""
 
-    def __init__(self, store: Store, layout: RunLayout, *, attempt: int, heartbeat_seconds: float) -> None:
+    def __init__(
+        self,
+        store: Store,
+        layout: RunLayout,
+        *,
+        attempt: int,
+        heartbeat_seconds: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._store = store
         self._layout = layout
         self._attempt = attempt
         self._interval = heartbeat_seconds
+        self._clock = clock
+        self._began = clock()
         self._lines: list[MetricLine] = []
         self._phase = "starting"
         self._sequence = 0
@@ -51,7 +62,7 @@ class Journal:
     def write(self, line: MetricLine) -> None:
         """Add a line; it is in the bucket by the next heartbeat."""
         with self._lock:
-            self._lines.append(line)
+            self._lines.append(self._timed(line))
 
     def phase(self, name: str) -> None:
         """Say what the attempt does from now on; heartbeats repeat it. Whoever watches hears of it at once."""
@@ -59,6 +70,14 @@ class Journal:
         get_logger().info("phase", phase=name)
         self.write(Heartbeat(at=now(), phase=name))
         self._wake.set()
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the journal was made, right after the claim; by a clock that only goes forward."""
+        return self._clock() - self._began
+
+    def _timed(self, line: MetricLine) -> MetricLine:
+        return line.model_copy(update={"elapsed": round(self.elapsed, 3)})
 
     def flush(self) -> None:
         """Bring everything written so far into the bucket, now.
@@ -107,7 +126,7 @@ class Journal:
                 return
             with self._lock:
                 if not self._lines:
-                    self._lines.append(Heartbeat(at=now(), phase=self._phase))
+                    self._lines.append(self._timed(Heartbeat(at=now(), phase=self._phase)))
             try:
                 self.flush()
                 failing_since = None

@@ -11,6 +11,7 @@ import torch
 import transformers
 
 from job.callbacks import Reason
+from job.contract.base_model import TOKENIZER_FILES
 from job.contract.environ import JobEnviron
 from job.contract.records import (
     BaseModelPassport,
@@ -21,13 +22,14 @@ from job.contract.records import (
     RunRecord,
 )
 from job.dataset.reader import Row
-from job.dataset.render import TOKENIZER_FILES, render, split, tokens_digest
+from job.dataset.render import render, split, tokens_digest
 from job.journal import now
-from job.model import Base, hardware, load_tokenizer, locate, parameters
+from job.model import check_gpu, hardware, load_tokenizer, parameters
 from job.model import load as load_model
 from job.notice import Notice
 from job.passport import Story, ftjob_commit, versions
 from job.train import Rows, Training
+from job.weights import Base, locate
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ class Loaded:
             ),
             versions=self.identity.versions,
             git_commit=environ.git_commit,
-            ftjob_commit=ftjob_commit(),
+            ftjob_commit=environ.code_commit or ftjob_commit(),
             image_digest=environ.image_digest,
             hardware=self.identity.hardware,
             threads=self.identity.threads,
@@ -104,20 +106,30 @@ def load(
     threads: int,
     notice: Notice,
     go_on: Callable[[], None],
+    say: Callable[[str], None],
+    retry_seconds: float,
+    needs_gpu: bool,
 ) -> Loaded:
     """Load all of it.
 
     Args:
         train, held_out: the rows of the recipe's two files; `held_out` is empty when a fraction is held out instead.
-        go_on: called between the long parts; raises when a notice was given, since nothing is worth saving yet.
+        go_on: called between the long parts, and all through a download; raises when a notice was given, since nothing
+            is worth saving yet.
+        say: told what is done from now on, while there is a download.
+        retry_seconds: how long the base model's place may be out of reach.
+        needs_gpu: refuse to train on the CPU.
 
     Raises:
         ModelInvalid, DatasetInvalid: what a person named cannot be trained.
+        Unreachable, TrainingFailed, Damaged: the base model could not be brought here.
     """
     torch.set_num_threads(threads)
+    if needs_gpu:
+        check_gpu()
     _quiet_libraries()
     recipe = record.recipe
-    base = locate(recipe.base_model, workdir)
+    base = locate(recipe.base_model, workdir, go_on=go_on, say=say, retry_seconds=retry_seconds)
     go_on()
     tokenizer = load_tokenizer(base)
     cut = recipe.training.max_length

@@ -1,22 +1,33 @@
 """Logs: events, not sentences, as JSON lines on stderr. `checkpoint.committed step=400 size=... seconds=...`.
 
 stdout is for the answer. Secrets are masked, whatever event carries them. A log line never kills a job: after a
-preemption stderr may be a dead pipe, and the save that is under way matters more. Nor does it change its exit code.
+preemption stderr may be a dead pipe, or one that nobody empties any more, and the save that is under way matters more.
+Nor does it change its exit code.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import math
 import os
 import re
+import select
 import sys
+import threading
+from collections import deque
+from collections.abc import Callable
 from typing import Any, Final, TextIO
 
 import structlog
 
 MASK: Final = "***"
+
+_STALL_SECONDS: Final = 1.0
+"""For how long a line waits for a reader that reads no more; those after it are dropped until it reads again."""
+_MOST_WAITING: Final = 1000
+"""Lines that wait while it is quiet; the oldest go first."""
 
 _SECRET_NAME = re.compile(
     r"secret|token$|password|passwd|credential|(?:api|access|private)[_-]?key|authorization", re.IGNORECASE
@@ -67,32 +78,73 @@ def _masked(_logger: Any, _method: str, event: structlog.typing.EventDict) -> st
 
 
 class _Lines:
-    """Writes lines to a stream that may have died."""
+    """Writes lines to a stream that may be dead, full, or read no more.
 
-    def __init__(self, stream: TextIO) -> None:
+    Args:
+        quiet: while it is true nothing is written; the lines wait.
+    """
+
+    def __init__(self, stream: TextIO, quiet: Callable[[], bool]) -> None:
         self._stream = stream
+        self._quiet = quiet
+        self._waiting: deque[str] = deque(maxlen=_MOST_WAITING)
+        self._dropped = 0
+        self._torn = False
+        # Reentrant: a warning that the garbage collector raises in the middle of a line is a line too.
+        self._lock = threading.RLock()
 
     def msg(self, message: str) -> None:
-        try:
-            self._stream.write(message + "\n")
-            self._stream.flush()
-        except BrokenPipeError:
-            # Nobody reads any more. What is left in the stream's buffer would fail again when Python flushes it at
-            # exit, and turn the exit code into 120: let it go nowhere.
-            with contextlib.suppress(OSError, ValueError):
-                nowhere = os.open(os.devnull, os.O_WRONLY)
-                os.dup2(nowhere, self._stream.fileno())
-                os.close(nowhere)
-        except (OSError, ValueError):  # a full disk; a closed stream
-            pass
+        self._waiting.append(message)
+        with self._lock:
+            while self._waiting and not self._quiet():
+                self._write(self._waiting.popleft())
 
     log = debug = info = warning = error = critical = exception = msg
 
+    def _write(self, line: str) -> None:
+        try:
+            number = self._stream.fileno()
+        except (OSError, ValueError):  # it is in memory only, or closed
+            with contextlib.suppress(OSError, ValueError):
+                self._stream.write(line + "\n")
+                self._stream.flush()
+            return
+        if self._dropped:
+            line = json.dumps({"event": "log.lines_dropped", "lines": self._dropped}) + "\n" + line
+        try:
+            self._write_bytes(number, ("\n" * self._torn + line + "\n").encode("utf-8", "backslashreplace"))
+        except BrokenPipeError:
+            # Nobody reads any more. What others have left in the stream's buffer would fail again when Python flushes
+            # it at exit, and turn the exit code into 120: let it go nowhere.
+            with contextlib.suppress(OSError, ValueError):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, number)
+                os.close(nowhere)
+        except OSError:  # a full disk
+            pass
 
-def configure(stream: TextIO | None = None) -> None:
-    """Send every event of this process to a stream (stderr unless told). Nothing is bound to them yet."""
+    def _write_bytes(self, number: int, data: bytes) -> None:
+        """Write past the stream's buffer, a piece at a time, and only what does not block."""
+        ready = select.poll()
+        ready.register(number, select.POLLOUT)
+        left = data
+        while left:
+            if not ready.poll(0 if self._dropped else _STALL_SECONDS * 1000):
+                self._dropped += 1
+                self._torn = self._torn or left is not data
+                return
+            left = left[os.write(number, left[: select.PIPE_BUF]) :]
+        self._dropped, self._torn = 0, False
+
+
+def configure(stream: TextIO | None = None, *, quiet: Callable[[], bool] = lambda: False) -> None:
+    """Send every event of this process to a stream (stderr unless told). Nothing is bound to them yet.
+
+    Args:
+        quiet: while it is true events wait, and come with the first one after it. Called from every thread.
+    """
     _bound.clear()
-    target = sys.stderr if stream is None else stream
+    lines = _Lines(sys.stderr if stream is None else stream, quiet)
     structlog.configure(
         processors=[
             _with_bound,
@@ -102,7 +154,7 @@ def configure(stream: TextIO | None = None) -> None:
             _masked,
             structlog.processors.JSONRenderer(),
         ],
-        logger_factory=lambda *_: _Lines(target),
+        logger_factory=lambda *_: lines,
         cache_logger_on_first_use=False,
     )
 

@@ -1,11 +1,9 @@
-"""The base model and the adapter on it: located, digested, loaded in 4 bits, saved and put back."""
+"""The base model and the adapter on it: loaded in 4 bits, saved and put back."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,85 +14,23 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, set_seed
 
-from job.checkpoints import digest_file
 from job.contract.errors import Damaged, ModelInvalid, TrainingFailed
-from job.contract.recipe import TINY_MODEL, BaseModelRef, Recipe
-from job.contract.records import FileDigest, Hardware
-from job.dataset.render import TOKENIZER_FILES
+from job.contract.recipe import Recipe
+from job.contract.records import Hardware
 from job.tensors import frozen, write_tensors
-from job.tiny import write_tiny_model
+from job.weights import Base
 
 ADAPTER_WEIGHTS: Final = "adapter_model.safetensors"
 ADAPTER_CONFIG: Final = "adapter_config.json"
 
-_READ_FROM_HUB: Final = ("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json")
 
-
-@dataclass(frozen=True)
-class Base:
-    """The base model's files on this machine."""
-
-    folder: Path
-    files: dict[str, FileDigest]
-
-    @property
-    def digest(self) -> str:
-        """Sha256 over the names and digests of all files."""
-        listed = json.dumps({name: digest.sha256 for name, digest in self.files.items()}, sort_keys=True)
-        return hashlib.sha256(listed.encode()).hexdigest()
-
-    @property
-    def chat_template_digest(self) -> str:
-        """Sha256 of the chat template's text: a file of its own, or a key of tokenizer_config.json."""
-        file = self.folder / "chat_template.jinja"
-        if file.is_file():
-            return hashlib.sha256(file.read_bytes()).hexdigest()
-        config = json.loads((self.folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-        return hashlib.sha256(json.dumps(config.get("chat_template")).encode()).hexdigest()
-
-    def digest_of(self, *names: str) -> str:
-        """The same over some of the files; absent ones count as absent."""
-        listed = json.dumps({name: self.files[name].sha256 for name in names if name in self.files}, sort_keys=True)
-        return hashlib.sha256(listed.encode()).hexdigest()
-
-
-def locate(ref: BaseModelRef, workdir: Path) -> Base:
-    """Bring the base model's files to this machine and digest them.
-
-    Raises:
-        ModelInvalid: it is missing, or has no safetensors weights (pickled weights can run code and are never loaded).
-    """
-    if ref.id == TINY_MODEL:
-        folder = workdir / "base"
-        write_tiny_model(folder)
-    elif ref.is_on_hub:
-        folder = _download(ref)
-    else:
-        folder = Path(ref.id).expanduser()
-    weights = sorted(folder.glob("*.safetensors"))
-    if not (folder / "config.json").is_file() or not weights:
-        raise ModelInvalid(
-            f"base model {ref.id} has no config.json and *.safetensors in {folder}",
-            hint="a model's folder is what save_pretrained(..., safe_serialization=True) writes",
+def check_gpu() -> None:
+    """Refuse to train on the CPU of a machine whose GPU is paid for. Raises TrainingFailed."""
+    if not torch.cuda.is_available():
+        raise TrainingFailed(
+            "this machine's GPU cannot be used, and training on its CPU would only cost money",
+            hint="the image needs an NVIDIA driver of version 580 or newer (CUDA 13); another cloud may have it",
         )
-    names = ("config.json", "generation_config.json", "model.safetensors.index.json", *TOKENIZER_FILES)
-    files = [*(folder / name for name in names if (folder / name).is_file()), *weights]
-    return Base(folder, {path.name: digest_file(path) for path in files})
-
-
-def _download(ref: BaseModelRef) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        return Path(
-            snapshot_download(ref.id, revision=ref.revision, allow_patterns=[*_READ_FROM_HUB, *TOKENIZER_FILES])
-        )
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        raise ModelInvalid(
-            f"base model {ref.id} cannot be downloaded: {error}",
-            hint="check the id and the revision; for a gated model set HF_TOKEN and accept its licence on its page",
-        ) from error
 
 
 def hardware() -> Hardware:

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Final
 
 from job.checkpoints import digest_folder
+from job.contract.base_model import TOKENIZER_FILES
 from job.contract.errors import AlreadyExists
 from job.contract.layout import RunLayout
 from job.contract.recipe import TINY_MODEL
 from job.contract.records import AdapterManifest, Passport
-from job.dataset.render import TOKENIZER_FILES
 from job.logs import get_logger
 from job.storage import Store
 
@@ -72,6 +72,7 @@ def model_card(passport: Passport) -> str:
         json.dumps(n, ensure_ascii=False) for n in (recipe.base_model.id, "tiny" if tiny else recipe.base_model.id)
     )
     first = "The base model is built in: `python -m job.tiny tiny` writes it to the folder `tiny`.\n\n" if tiny else ""
+    at = f", revision={json.dumps(recipe.base_model.revision)}" if recipe.base_model.revision else ""
     revision = f" at revision `{recipe.base_model.revision}`" if recipe.base_model.revision else ""
     dora = ", DoRA" if recipe.lora.dora else ""
     repeated = sum(attempt.steps_repeated for attempt in passport.attempts)
@@ -93,7 +94,7 @@ A LoRA adapter for `{recipe.base_model.id}`{revision}, trained by ftjob.
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-model = AutoModelForCausalLM.from_pretrained({base})
+model = AutoModelForCausalLM.from_pretrained({base}{at})
 model = PeftModel.from_pretrained(model, "THIS_FOLDER")
 ```
 

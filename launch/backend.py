@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from job.contract.environ import JobEnviron
 from job.contract.layout import Uri
 from job.contract.records import RunRecord
 from job.contract.status import BackendState
+from launch.plan import Plan
+from launch.prices import Policy
 
 DEFAULT_MAX_RESTARTS: Final = 20
 """Far more than a healthy run meets, and an end to a machine that kills every attempt."""
@@ -24,6 +26,25 @@ class Described:
     """For people: why it is in that state, where the backend knows. May be empty."""
     exit_code: int | None = None
     """Of the newest attempt that ended, where the backend knows; negative for a signal."""
+
+
+@dataclass(frozen=True)
+class Shopping:
+    """What a person asked to buy, and what the job will be given there."""
+
+    gpu: str | None = None
+    """As written: "H100:1,A100-80GB:8"."""
+    clouds: tuple[str, ...] = ()
+    """None named: every one that sells."""
+    region: str | None = None
+    policy: Policy = Policy.SPOT
+    image: str | None = None
+    enabled_only: bool = False
+    """Only clouds that there are credentials for; to find out takes SkyPilot some seconds."""
+    variables: Mapping[str, str] = field(default_factory=dict)
+    """For the job; nothing secret."""
+    secrets: tuple[str, ...] = ()
+    """Names of variables for the job whose values no plan holds."""
 
 
 class Backend(Protocol):
@@ -46,11 +67,28 @@ class Backend(Protocol):
         """What the job is to be told where this backend runs it."""
         ...
 
-    def submit(self, run: RunRecord, environ: JobEnviron, *, max_restarts: int = DEFAULT_MAX_RESTARTS) -> None:
+    def plan(
+        self, run: RunRecord, *, bucket: Uri, shopping: Shopping, max_restarts: int, base_bytes: int | None = None
+    ) -> Plan:
+        """What a launch of this run would do. Creates nothing.
+
+        Args:
+            base_bytes: size of the base model; None when nobody knows.
+
+        Raises:
+            BadInput: it cannot be done, and why.
+            Unreachable: what it takes to say so cannot be asked.
+        """
+        ...
+
+    def submit(self, plan: Plan, environ: JobEnviron, secrets: Mapping[str, str]) -> None:
         """Start the job of a run whose record is in the bucket; returns once the backend has it for good.
 
-        The backend restarts the job after exit 75 and after a death without an exit code, at most `max_restarts`
-        times, and never after another exit code.
+        The backend restarts the job after exit 75 and after a death without an exit code, at most
+        `plan.max_restarts` times, and never after another exit code.
+
+        Args:
+            secrets: the values of `plan.secrets`.
 
         Raises:
             BadInput: the run is still running.
@@ -74,5 +112,13 @@ class Backend(Protocol):
 
         Raises:
             RunUnknown: this backend has none.
+        """
+        ...
+
+    def left(self, run_id: str) -> tuple[str, ...]:
+        """Names of what still lives, or costs money, of a run that is over.
+
+        Raises:
+            FtjobError: the backend could not be asked: nobody knows.
         """
         ...

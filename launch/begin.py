@@ -4,19 +4,24 @@
 from __future__ import annotations
 
 import re
+import uuid
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
 
+from job.contract.environ import JobEnviron
 from job.contract.errors import AccessRefused, AlreadyExists, BadInput, FtjobError, RunExists
 from job.contract.layout import RunLayout, check_run_id
 from job.contract.records import RunRecord
 from job.contract.status import Status
+from job.contract.submission import Submission
 from job.storage import Store
 from launch.backend import Backend
-from launch.home import Remembered, forget, recall, remember
+from launch.home import Remembered, forget, note_submission, recall, remember
+from launch.plan import Plan
 from launch.resolve import Resolved, check_same_recipe, check_unchanged
-from launch.runs import RunReader, read_run
+from launch.runs import Describes, RunReader, read_run
 from launch.settings import ftjob_version
 
 MAY_LIVE_SECONDS: Final = 120.0
@@ -59,7 +64,7 @@ def create_run(home: Path, store: Store, record: RunRecord, *, backend: str) -> 
     """
     known = recall(home, record.run_id)
     if known is not None:
-        check_bucket(known, store)
+        check_same_bucket(known, store)
     ours = remember(home, Remembered(run_id=record.run_id, bucket=store.uri, backend=backend))
     try:
         store.put_new(RunLayout(record.run_id).recipe, record.to_bytes())
@@ -76,7 +81,7 @@ def create_run(home: Path, store: Store, record: RunRecord, *, backend: str) -> 
         raise
 
 
-def check_bucket(known: Remembered, store: Store) -> None:
+def check_same_bucket(known: Remembered, store: Store) -> None:
     """A run's id names its folder on this machine, so two buckets cannot each have a run of that id here.
 
     Raises:
@@ -89,12 +94,53 @@ def check_bucket(known: Remembered, store: Store) -> None:
         )
 
 
+def submit_run(
+    home: Path,
+    store: Store,
+    plan: Plan,
+    environ: JobEnviron,
+    backend: Backend,
+    *,
+    secrets: Mapping[str, str],
+    api_server: str | None = None,
+) -> None:
+    """Say in the bucket and on this machine who runs the run, and hand it over. In this order: a launcher that dies in
+    between leaves a run of which `status` says that it never started, and not one that runs unknown to everybody.
+
+    Raises:
+        FtjobError: the backend could not start it.
+        StorageError: the bucket is out of reach for now.
+    """
+    layout = RunLayout(plan.run_id)
+    number = max((layout.submitted(info.key) or 0 for info in store.list(layout.submissions)), default=0) + 1
+    environ = environ.model_copy(update={"submission": number})
+    if plan.places:  # the backend restarts for ever, so the job has to know where it ends
+        attempts = [layout.claimed_attempt(info.key) or 0 for info in store.list(layout.attempts)]
+        last, paid = max(attempts, default=0) + 1 + plan.max_restarts, plan.offers[0].usd_per_hour is not None
+        environ = environ.model_copy(update={"last_attempt": last, "gpu": paid})
+    submission = Submission(
+        submission=number,
+        nonce=uuid.uuid4().hex,
+        submitted_at=datetime.now(UTC),
+        backend=backend.name,
+        api_server=api_server,
+        offers=plan.offers,
+        image=plan.image,
+        last_attempt=environ.last_attempt,
+    )
+    store.put_new(layout.submission(submission.submission), submission.to_bytes())
+    known = Remembered(run_id=plan.run_id, bucket=store.uri, backend=backend.name, submitted_at=submission.submitted_at)
+    note_submission(home, known)
+    backend.submit(plan, environ, secrets)
+
+
 def take_up(
-    home: Path, store: Store, run_id: str, backend: Backend, *, given: Resolved | None, recipe_name: str
+    home: Path, store: Store, run_id: str, backend: Describes, *, given: Resolved | None, recipe_name: str
 ) -> RunRecord:
     """The record of a run that may be submitted again: it exists, stands still, is not finished and has not changed.
 
     Args:
+        backend: who is asked whether it stands still.
         given: the recipe named together with the run, which must be the run's own; None when none was.
         recipe_name: what errors call it.
 
@@ -105,7 +151,7 @@ def take_up(
     """
     known = recall(home, run_id)
     if known is not None:
-        check_bucket(known, store)
+        check_same_bucket(known, store)
     record = read_run(store, run_id)
     if given is not None:
         check_same_recipe(record, given.recipe, name=recipe_name)
@@ -128,5 +174,4 @@ def take_up(
                 hint=f"stop it where it runs, or try again after {MAY_LIVE_SECONDS:.0f} s of silence",
             )
     check_unchanged(record)
-    remember(home, Remembered(run_id=run_id, bucket=store.uri, backend=backend.name))
     return record

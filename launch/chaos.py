@@ -11,7 +11,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from signal import Signals
@@ -28,6 +28,7 @@ from launch.fetch import read_adapter
 from launch.follow import BUSY, wait_until_stopped
 from launch.home import RunFolder
 from launch.local import JOB_COMMAND, LocalBackend
+from launch.plan import Plan
 from launch.process import send
 from launch.resolve import Resolved
 from launch.restart import RestartPolicy
@@ -135,7 +136,7 @@ def run_chaos(
     folder.mkdir(parents=True)
     bucket = (folder / "bucket").absolute().as_uri()
     recipe = with_frequent_saves(resolved.recipe, bucket=bucket)
-    mine = Resolved(recipe, resolved.train, resolved.held_out)
+    mine = replace(resolved, recipe=recipe)
     no_pause = RestartPolicy(first_pause_seconds=0, longest_pause_seconds=0)
     backend = LocalBackend(folder, job_command=job_command, policy=no_pause, threads=threads)
     backend.check_ready()
@@ -183,7 +184,8 @@ def _run(
     environ = backend.environ(record, bucket=store.uri, git_commit=None)
     # What a killed attempt did not flush is not on record, and steps it repeats could not be compared.
     environ = environ.model_copy(update={"heartbeat_seconds": HEARTBEAT_SECONDS})
-    backend.submit(record, environ, max_restarts=2 * len(plan) + 5)
+    order = Plan.of(record, bucket=store.uri, backend=backend.name, max_restarts=2 * len(plan) + 5)
+    backend.submit(order, environ, {})
     try:
         kills = list(_kill_as_planned(backend, home, run_id, plan, say))
         wait_until_stopped(RunReader(store, run_id, backend), every=0.25, patience=PATIENCE_SECONDS)

@@ -6,6 +6,7 @@ Answers go to stdout, everything else to stderr. Nothing heavy is imported befor
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -14,7 +15,9 @@ import click
 from job.contract.errors import BadInput, FtjobError
 
 if TYPE_CHECKING:
-    from launch.commands import Here
+    from launch.here import Here
+    from launch.launching import Wish
+    from launch.view import Left, RunView
 
 EXIT_ERROR: Final = 1
 EXIT_BAD_INPUT: Final = 2
@@ -76,10 +79,13 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Answer with 
 
 def _here() -> Here:
     """This person's settings and backends. A context object, where there is one, makes backends: tests and tools."""
-    from launch.commands import Here, open_backend
+    from launch.here import Here, open_backend
     from launch.settings import read_settings
 
-    return Here(read_settings(os.environ), click.get_current_context().obj or open_backend)
+    settings = read_settings(os.environ)
+    # Into the environment, so that boto3 here and in a job on this machine find the same server.
+    os.environ.update(settings.s3_variables(os.environ))
+    return Here(settings, click.get_current_context().obj or open_backend)
 
 
 def _print(answer: Any) -> None:
@@ -96,45 +102,127 @@ def _print(answer: Any) -> None:
     console.print(answer, soft_wrap=True, highlight=False)
 
 
+def _print_view(view: RunView, left: Left | None, *, as_json: bool) -> None:
+    """A run, and what is left of it when it is over."""
+    from launch import render
+
+    if as_json:
+        _print(render.as_json(view.model_copy(update={"left": left})))
+        return
+    text = render.view_text(view)
+    if left is not None:
+        text.append(render.left_text(left))
+    _print(text)
+
+
 # ----------------------------------------------------------------------------------------------------------- launch
+
+
+def shopping_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """What `plan` and `launch` share: where to buy what."""
+    options = (
+        click.option(
+            "--gpu", metavar="GPU[:N][,...]", help="GPUs to buy, any of which will do: H100, or H100,A100-80GB:8."
+        ),
+        click.option("--infra", metavar="WHERE", help="local, slurm, or clouds: aws,gcp. By default every cloud."),
+        click.option("--region", help="Only this region."),
+        click.option(
+            "--spot", "policy", flag_value="spot", default=True, help="Spot, where it is cheaper. The default."
+        ),
+        click.option("--no-spot", "policy", flag_value="on-demand", help="On demand only."),
+        click.option(
+            "--spot-then-on-demand",
+            "policy",
+            flag_value="spot-then-on-demand",
+            help="Spot; on demand when no spot machine can be had.",
+        ),
+        click.option("--image", metavar="NAME@sha256:...", help="The job's image, instead of that of settings.toml."),
+        click.option("--show-task", is_flag=True, help="Show the task as SkyPilot will get it."),
+        click.option(
+            "--max-restarts",
+            type=click.IntRange(0, 9_000),
+            default=20,
+            show_default=True,
+            help="New attempts after deaths of the job.",
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _wish(**asked: Any) -> Wish:
+    from launch.launching import Wish
+    from launch.prices import Policy
+
+    return Wish(**asked | {"policy": Policy(asked["policy"])})
 
 
 @cli.command(
     epilog="""\b
 Examples:
-  ftjob launch examples/quickstart.json
-  ftjob launch --detach --name my-run recipe.json
-  ftjob launch --json recipe.json | jq -r .adapter
-  ftjob launch --run my-run          go on with a run that stands still
+  ftjob plan recipe.json --gpu H100
+  ftjob plan recipe.json --gpu H100,A100-80GB --infra aws,gcp --spot-then-on-demand
+  ftjob plan recipe.json --gpu H100 --json | jq '.places[0].offer'
+"""
+)
+@click.argument("recipe", type=click.Path(path_type=Path))
+@shopping_options
+@bucket_option
+@json_option
+def plan(recipe: Path, show_task: bool, as_json: bool, **asked: Any) -> None:
+    """What `launch` would do: the offers, the one chosen and why, and where everything goes. Creates nothing.
+
+    Works without a network where SkyPilot's catalog is on this machine; which clouds are enabled is asked by `launch`.
+    """
+    from launch.commands import plan_run
+    from launch.launching import prepare
+
+    prepared = prepare(_here(), _wish(recipe=recipe, **asked), for_launch=False)
+    click.get_current_context().exit(plan_run(prepared, show_task=show_task, as_json=as_json))
+
+
+@cli.command(
+    epilog="""\b
+Examples:
+  ftjob launch --infra local examples/quickstart.json
+  ftjob launch --gpu H100 recipe.json
+  ftjob launch --gpu H100 --yes --detach --name my-run recipe.json
+  ftjob launch --json --infra local recipe.json | jq -r .adapter
+  ftjob launch --run my-run --gpu H100   go on with a run that stands still
 """
 )
 @click.argument("recipe", required=False, type=click.Path(path_type=Path))
-@click.option("--infra", default="local", show_default=True, help="What runs the job.")
+@shopping_options
 @click.option("--name", metavar="ID", help="Id of the new run; by default made of the recipe's name and the time.")
 @click.option("--run", "run_id", metavar="RUN", help="Go on with this run instead of starting a new one.")
+@click.option("--yes", "-y", is_flag=True, help="Buy without asking.")
+@click.option("--dry-run", is_flag=True, help="Check everything, show the plan, and stop.")
 @click.option("--detach", is_flag=True, help="Return at once; the run goes on by itself.")
-@click.option(
-    "--max-restarts",
-    type=click.IntRange(0, 10_000),
-    default=20,
-    show_default=True,
-    help="New attempts after deaths of the job.",
-)
 @bucket_option
 @json_option
-def launch(recipe: Path | None, name: str | None, run_id: str | None, **options: Any) -> None:
-    """Train what RECIPE says, and stay with the run until the adapter is there.
+def launch(
+    recipe: Path | None,
+    yes: bool,
+    dry_run: bool,
+    show_task: bool,
+    detach: bool,
+    as_json: bool,
+    **asked: Any,
+) -> None:
+    """Train what RECIPE says, and stay with the run until the adapter is there. Without --gpu: on this machine.
 
     Ctrl-C stops the run: the job saves its work first, and `ftjob launch --run RUN` goes on. A closed terminal or
     a killed launcher does not touch the run.
     """
-    if recipe is None and run_id is None:
+    if recipe is None and asked["run_id"] is None:
         raise click.UsageError("name a RECIPE, or a run with --run RUN")
-    if run_id is not None and name is not None:
+    if asked["run_id"] is not None and asked["name"] is not None:
         raise click.UsageError("--name is for new runs: leave it out with --run")
     from launch.commands import launch_run
 
-    code = launch_run(_here(), recipe, name=name, run_id=run_id, **options)
+    wish = _wish(recipe=recipe, **asked)
+    code = launch_run(_here(), wish, yes=yes, dry_run=dry_run, show_task=show_task, detach=detach, as_json=as_json)
     click.get_current_context().exit(code)
 
 
@@ -147,11 +235,11 @@ def launch(recipe: Path | None, name: str | None, run_id: str | None, **options:
 @json_option
 def status(run: str | None, bucket: str | None, as_json: bool) -> None:
     """How RUN is: progress, losses, last commit, attempts. Without RUN: the newest run."""
-    from launch import render
-    from launch.commands import view_run
+    from launch.commands import left_behind, view_run
 
-    view = view_run(_here(), run, bucket)
-    _print(render.as_json(view) if as_json else render.view_text(view))
+    here = _here()
+    view = view_run(here, run, bucket)
+    _print_view(view, left_behind(here, view), as_json=as_json)
 
 
 @cli.command("list", epilog="\b\nExamples:\n  ftjob list\n  ftjob list --bucket s3://mine/ftjob --json\n")
@@ -176,13 +264,15 @@ def list_(bucket: str | None, as_json: bool) -> None:
 )
 @click.argument("run")
 @click.option("--follow", "-f", is_flag=True, help="Go on until the run stops.")
+@bucket_option
 @click.option("--json", "as_json", is_flag=True, help="The lines as they were written.")
-def logs(run: str, follow: bool, as_json: bool) -> None:
+def logs(run: str, follow: bool, bucket: str | None, as_json: bool) -> None:
     """What the job of RUN said, all attempts in order."""
     from job.logs import mask
     from launch import render
+    from launch.commands import log_lines
 
-    for line in _here().backend_of(run).logs(run, follow=follow):
+    for line in log_lines(_here(), run, bucket, follow=follow):
         click.echo(mask(line) if as_json else render.log_line(line))
 
 
@@ -192,13 +282,12 @@ def logs(run: str, follow: bool, as_json: bool) -> None:
 @json_option
 def cancel(run: str, bucket: str | None, as_json: bool) -> None:
     """Stop RUN: the job saves its work and ends. `ftjob launch --run RUN` goes on with it."""
-    from launch import render
-    from launch.commands import cancel_run
+    from launch.commands import cancel_run, left_behind
 
     here = _here()
     store = here.store(run, bucket)
     view = cancel_run(store, run, here.backend_of(run, store))
-    _print(render.as_json(view) if as_json else render.view_text(view))
+    _print_view(view, left_behind(here, view), as_json=as_json)
 
 
 @cli.command(epilog="\b\nExamples:\n  ftjob fetch my-run\n  ftjob fetch my-run ./adapter\n")

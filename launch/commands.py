@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import secrets
 import shutil
-from collections.abc import Callable
+import sys
+from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -15,132 +15,83 @@ import click
 from rich.console import Console
 from rich.progress import DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
-from job.contract.errors import BadInput, RunUnknown, StorageError
-from job.contract.recipe import Recipe, read_recipe
+from job.contract.errors import BadInput, FtjobError, RunUnknown, StorageError
+from job.contract.recipe import Recipe
 from job.contract.records import RunRecord
 from job.contract.status import BackendState, Status
-from job.storage import Store, open_store
-from launch import render
+from job.storage import Store
+from launch import render, render_plan
 from launch.backend import Backend, Described
-from launch.begin import check_bucket, create_run, new_record, new_run_id, take_up
 from launch.chaos import Chaos, run_chaos
+from launch.cloud import CloudBackend
 from launch.fetch import Fetched, fetch, read_adapter
 from launch.follow import LOCAL_SECONDS, REMOTE_SECONDS, Interrupts, follow, wait_until_stopped
-from launch.home import recall, remembered_runs
-from launch.local import LocalBackend
-from launch.resolve import Resolved, commit_of, resolve
-from launch.runs import Describes, RunReader, list_runs, read_run
-from launch.settings import Settings
-from launch.view import Facts, RunView, exit_code_of, view_of
+from launch.here import Elsewhere, Here
+from launch.launching import Prepared, Wish, prepare, read, start
+from launch.left import left_of
+from launch.plan import Plan
+from launch.runs import RunReader, list_runs, read_run
+from launch.task import as_yaml
+from launch.view import Facts, Left, RunView, exit_code_of, view_of
 
-CANCEL_PATIENCE_SECONDS: Final = 60.0
-"""For a cancelled job to save and end: twice what the local backend grants it."""
-
-
-def open_backend(settings: Settings, name: str) -> Backend:
-    """The backend of that name. Raises BadInput when there is none."""
-    if name != LocalBackend.name:
-        raise BadInput(f"there is no backend {name!r}", hint=f"--infra is one of: {LocalBackend.name}")
-    return LocalBackend(settings.home, threads=settings.threads)
-
-
-@dataclass(frozen=True)
-class Here:
-    """This person on this machine: settings, and how backends are made."""
-
-    settings: Settings
-    backend: Callable[[Settings, str], Backend] = open_backend
-
-    def store(self, run_id: str, bucket: str | None) -> Store:
-        """The bucket named, else the one that this machine launched the run into, else the person's own."""
-        remembered = recall(self.settings.home, run_id)
-        return open_store(bucket or (remembered.bucket if remembered else self.settings.bucket))
-
-    def stores(self, bucket: str | None) -> list[Store]:
-        """The bucket named, else every one that this person's runs land in."""
-        if bucket:
-            return [open_store(bucket)]
-        used = {remembered.bucket for remembered in remembered_runs(self.settings.home)}
-        return [open_store(uri) for uri in sorted({self.settings.bucket, *used})]
-
-    def backend_of(self, run_id: str, store: Store | None = None) -> Backend:
-        """The backend that this machine gave the run to; the local one, which knows nothing of it, otherwise.
-
-        Raises:
-            BadInput: this machine launched another run of that id, into another bucket than `store`.
-        """
-        remembered = recall(self.settings.home, run_id)
-        if remembered is None:
-            return self.backend(self.settings, LocalBackend.name)
-        if store is not None:
-            check_bucket(remembered, store)
-        return self.backend(self.settings, remembered.backend)
-
-    def who_describes(self, run_id: str, store: Store) -> Describes:
-        """Who can say how a run is; for another machine's run of an id that is used here too, nobody."""
-        try:
-            return self.backend_of(run_id, store)
-        except BadInput as error:
-            return Elsewhere(error.message)
-
-
-@dataclass(frozen=True)
-class Elsewhere:
-    """Says of a run that it cannot be asked, and why."""
-
-    why: str
-
-    def describe(self, run_id: str) -> Described:
-        return Described(BackendState.UNREACHABLE, self.why)
+CANCEL_PATIENCE_SECONDS: Final = 180.0
+"""For a cancelled job to save and end, and for its machine to be given back."""
 
 
 def launch_run(
-    here: Here,
-    recipe: Path | None,
-    *,
-    name: str | None,
-    run_id: str | None,
-    infra: str,
-    bucket: str | None,
-    detach: bool,
-    max_restarts: int,
-    as_json: bool,
+    here: Here, wish: Wish, *, yes: bool, dry_run: bool, show_task: bool, detach: bool, as_json: bool
 ) -> int:
-    """Launch `recipe`, or take up `run_id`, and stay with the run; the exit code.
+    """Launch what is wished for, and stay with the run; the exit code.
 
     Raises:
         FtjobError: it could not be launched.
     """
-    backend = here.backend(here.settings, infra)
-    resolved = _read(recipe, here.settings, bucket) if recipe is not None else None
-    backend.check_ready()
+    prepared = prepare(here, wish, for_launch=True)
+    plan = prepared.plan
+    if dry_run:
+        return plan_run(prepared, show_task=show_task, as_json=as_json)
+    if not prepared.is_new:
+        click.echo(f"goes on with run {plan.run_id} on {plan.backend}", err=True)
+    click.echo(render_plan.plan_text(plan), err=True)
+    if show_task:
+        click.echo(_task_text(prepared), err=True)
+    if plan.places and not yes and not _agreed(plan):
+        click.echo("nothing was launched", err=True)
+        return 1
     with Interrupts() as interrupts:
-        if run_id is not None:
-            store = here.store(run_id, bucket)
-            record = take_up(here.settings.home, store, run_id, backend, given=resolved, recipe_name=str(recipe))
-            click.echo(f"goes on with run {run_id} on {backend.name}", err=True)
-        elif recipe is not None and resolved is not None:
-            now = datetime.now(UTC)
-            new_id = name or new_run_id(recipe.stem, now=now, token=secrets.token_hex(2))
-            record, store = new_record(resolved, run_id=new_id, now=now), open_store(resolved.bucket)
-            click.echo(render.plan_text(resolved, run_id=new_id, infra=backend.name), err=True)
-            create_run(here.settings.home, store, record, backend=backend.name)
-        else:
-            raise BadInput("nothing to launch", hint="name a RECIPE, or a run with --run RUN")
-        commit = commit_of(recipe.absolute().parent) if recipe is not None else None
-        backend.submit(record, backend.environ(record, bucket=store.uri, git_commit=commit), max_restarts=max_restarts)
+        start(here, prepared)
         if detach:
-            return _leave(store, record, as_json=as_json)
-        view = _stay(store, record, backend, interrupts)
+            return _leave(prepared.store, prepared.record, as_json=as_json)
+        view = _stay(prepared.store, prepared.record, prepared.backend, interrupts)
     _answer(view, as_json=as_json)
     return exit_code_of(view)
 
 
-def _read(path: Path, settings: Settings, bucket: str | None) -> Resolved:
-    recipe = read_recipe(path)
-    if bucket is not None:  # what is said on the command line comes before what is written
-        recipe = recipe.model_copy(update={"output": recipe.output.model_copy(update={"bucket": bucket})})
-    return resolve(recipe, folder=path.absolute().parent, bucket=settings.bucket)
+def plan_run(prepared: Prepared, *, show_task: bool, as_json: bool) -> int:
+    """Print a plan, and do nothing; the exit code."""
+    if as_json:
+        click.echo(render.as_json(prepared.plan))
+    else:
+        click.echo(render_plan.plan_text(prepared.plan))
+    if show_task:
+        click.echo(_task_text(prepared), err=as_json)
+    return 0
+
+
+def _agreed(plan: Plan) -> bool:
+    if not sys.stdin.isatty():
+        raise BadInput("this would buy a GPU, and nobody is here to be asked", hint="--yes buys without asking")
+    price = plan.chosen.usd_per_hour if plan.chosen else None
+    what = f"at ${price:.2f} an hour" if price is not None else "on your own cluster"
+    return click.confirm(f"launch {what}?", err=True)
+
+
+def _task_text(prepared: Prepared) -> str:
+    """The task as YAML; the values of secrets are not in it."""
+    backend = prepared.backend
+    if not isinstance(backend, CloudBackend):
+        raise BadInput("--show-task is for clouds: a local run is a process, not a task", hint="leave it out")
+    return as_yaml(backend.task(prepared.plan, prepared.environ))
 
 
 def _leave(store: Store, record: RunRecord, *, as_json: bool) -> int:
@@ -187,7 +138,36 @@ def cancel_run(store: Store, run_id: str, backend: Backend) -> RunView:
     else:
         click.echo("nothing of it runs here", err=True)
         return RunReader(store, run_id, backend).poll(datetime.now(UTC)).view
-    return wait_until_stopped(RunReader(store, run_id, backend), every=LOCAL_SECONDS, patience=CANCEL_PATIENCE_SECONDS)
+    every = LOCAL_SECONDS if store.uri.startswith("file:") else REMOTE_SECONDS
+    return wait_until_stopped(RunReader(store, run_id, backend), every=every, patience=CANCEL_PATIENCE_SECONDS)
+
+
+def left_behind(here: Here, view: RunView) -> Left | None:
+    """What still costs money of a run that is over; None while it goes on, and where nobody can be asked."""
+    if not view.status.is_over:
+        return None
+    store = here.store(view.run_id, view.bucket)
+    try:
+        return left_of(here.backend_of(view.run_id, store), store, view.run_id)
+    except BadInput:  # a run of that id that this machine launched into another bucket
+        return None
+
+
+def log_lines(here: Here, run_id: str, bucket: str | None, *, follow: bool) -> Iterator[str]:
+    """What the job said, by its backend, or, where that cannot be asked, what its records tell.
+
+    Raises:
+        RunUnknown: there is no such run.
+    """
+    store = here.store(run_id, bucket)
+    try:
+        yield from here.backend_of(run_id, store).logs(run_id, follow=follow)
+    except FtjobError as error:
+        # Asked first: a run that is nowhere must be told as that.
+        poll = RunReader(store, run_id, Elsewhere(error.message)).poll(datetime.now(UTC))
+        click.echo(f"{error.message}; what follows is what its records in {store.uri} tell", err=True)
+        for attempt, line in sorted(poll.news, key=lambda found: found[1].at):
+            yield line.model_copy(update={"attempt": attempt}).model_dump_json()
 
 
 def fetch_run(store: Store, run_id: str, folder: Path) -> Fetched:
@@ -242,7 +222,7 @@ def chaos_run(here: Here, recipe: Path, *, kills: int, seed: int, keep: bool) ->
     Raises:
         FtjobError: the recipe cannot be run, or one of the runs did not succeed. Both are kept then.
     """
-    resolved = _read(recipe, here.settings, None)
+    resolved = read(recipe, here, None)
     folder = here.settings.home / "chaos" / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
     found = run_chaos(
         resolved,

@@ -20,6 +20,7 @@ class Fetched(Part):
     run_id: str
     folder: str
     base_model: str
+    base_revision: str | None
     complete: bool
     step: int
     held_out_loss: float | None
@@ -63,7 +64,7 @@ def fetch(store: Store, run_id: str, folder: Path, progress: Progress | None = N
     """
     target = folder.expanduser().absolute()
     manifest = read_adapter(store, run_id)
-    base_model = read_run(store, run_id).recipe.base_model.id
+    base_model = read_run(store, run_id).recipe.base_model
     staged = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
     try:
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -81,7 +82,8 @@ def fetch(store: Store, run_id: str, folder: Path, progress: Progress | None = N
     return Fetched(
         run_id=run_id,
         folder=str(target),
-        base_model=base_model,
+        base_model=base_model.id,
+        base_revision=base_model.revision,
         complete=manifest.complete,
         step=manifest.step,
         held_out_loss=manifest.held_out_loss,

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 
 from job.contract.errors import Damaged, Unreachable
 from job.contract.layout import Uri, check_run_id
@@ -29,6 +29,8 @@ class Remembered(BaseModel):
     run_id: str
     bucket: Uri
     backend: str
+    submitted_at: AwareDatetime | None = None
+    """Of the last submission; None before the first."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,11 @@ def remember(home: Path, remembered: Remembered) -> bool:
         return False
     write_model(folder.memory, remembered)
     return True
+
+
+def note_submission(home: Path, remembered: Remembered) -> None:
+    """Write who runs the run from now on. Raises Unreachable."""
+    write_model(RunFolder.of(home, remembered.run_id).memory, remembered)
 
 
 def forget(home: Path, run_id: str) -> None:

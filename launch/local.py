@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,8 +20,9 @@ from job.contract.layout import Uri
 from job.contract.outcome import Outcome, outcome_of_exit
 from job.contract.records import RunRecord
 from job.contract.status import BackendState
-from launch.backend import DEFAULT_MAX_RESTARTS, Described
+from launch.backend import Described, Shopping
 from launch.home import RunFolder, read_model, write_model
+from launch.plan import Plan
 from launch.process import ProcessId, is_alive, is_locked, send
 from launch.restart import RestartPolicy
 from launch.supervisor import READY, LocalState, Order
@@ -94,21 +95,30 @@ class LocalBackend:
             infra={"infra": self.name},
         )
 
-    def submit(self, run: RunRecord, environ: JobEnviron, *, max_restarts: int = DEFAULT_MAX_RESTARTS) -> None:
-        folder = self._folder(run.run_id)
+    def plan(
+        self, run: RunRecord, *, bucket: Uri, shopping: Shopping, max_restarts: int, base_bytes: int | None = None
+    ) -> Plan:
+        if shopping.gpu is not None:
+            raise BadInput(
+                "--gpu is for clouds, and this machine has what it has", hint="leave --gpu or --infra local out"
+            )
+        return Plan.of(run, bucket=bucket, backend=self.name, max_restarts=max_restarts)
+
+    def submit(self, plan: Plan, environ: JobEnviron, secrets: Mapping[str, str]) -> None:
+        run_id, folder = plan.run_id, self._folder(plan.run_id)
         if is_locked(folder.lock):
-            raise self._still_running(run.run_id)
+            raise self._still_running(run_id)
         try:
             folder.work.mkdir(parents=True, exist_ok=True)
-            answer = self._start_supervisor(folder, run.run_id, environ, max_restarts)
+            answer = self._start_supervisor(folder, run_id, environ, plan.max_restarts)
         except OSError as error:
-            raise FtjobError(f"run {run.run_id} could not be started: {error}") from error
+            raise FtjobError(f"run {run_id} could not be started: {error}") from error
         if answer == b"locked":
-            raise self._still_running(run.run_id)
+            raise self._still_running(run_id)
         if answer != READY:
             raise FtjobError(
-                f"run {run.run_id} could not be started: its supervisor died",
-                hint=f"read {folder.log}, then `ftjob launch --run {run.run_id}`",
+                f"run {run_id} could not be started: its supervisor died",
+                hint=f"read {folder.log}, then `ftjob launch --run {run_id}`",
             )
 
     def describe(self, run_id: str) -> Described:
@@ -140,6 +150,10 @@ class LocalBackend:
                 f"this machine has no log of run {run_id}", hint="logs of local runs are on the machine that ran them"
             )
         return _tail(folder, follow=follow)
+
+    def left(self, run_id: str) -> tuple[str, ...]:
+        found = self.processes(run_id)
+        return tuple(f"pid {process.pid}" for process in (found.supervisor, found.job) if process is not None)
 
     def processes(self, run_id: str) -> Processes:
         """The pids behind a run, for whoever wants to kill them."""

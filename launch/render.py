@@ -25,9 +25,8 @@ from job.dataset.source import local_path
 from job.logs import mask
 from launch.chaos import Chaos
 from launch.fetch import Fetched
-from launch.resolve import Resolved
 from launch.runs import Poll
-from launch.view import Commit, RunView
+from launch.view import Commit, Left, RunView
 
 STEP_LINE_SECONDS: Final = 2.0
 """Between two plain lines about steps: a log of a long run stays readable."""
@@ -60,27 +59,6 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"
 
 
-def plan_text(resolved: Resolved, *, run_id: str, infra: str) -> str:
-    """What a launch is about to do."""
-    recipe, training = resolved.recipe, resolved.recipe.training
-    held_out = "nothing held out"
-    if resolved.held_out is not None:
-        held_out = f"{resolved.held_out.rows} held out"
-    elif isinstance(recipe.dataset.held_out, float):
-        held_out = f"{recipe.dataset.held_out:.0%} of them held out"
-    shape = f"{recipe.method}, rank {recipe.lora.rank}{', DoRA' if recipe.lora.dora else ''}"
-    batch = training.batch_size * training.gradient_accumulation
-    return "\n".join(
-        (
-            f"run      {run_id} on {infra}",
-            f"trains   {recipe.base_model.id} ({shape})",
-            f"on       {resolved.train.uri} ({resolved.train.rows} rows, {held_out})",
-            f"for      {training.epochs} epochs, {batch} sequences a step, up to {training.max_length} tokens each",
-            f"lands in {resolved.bucket}",
-        )
-    )
-
-
 def view_text(view: RunView) -> Text:
     """Everything about a run, a fact a line."""
     text = Text()
@@ -106,6 +84,15 @@ def view_text(view: RunView) -> Text:
             f"{repeated}; {utc(attempt.started_at)}{ended}{where}"
         )
     return text
+
+
+def left_text(left: Left) -> str:
+    """What still costs money, and who said so."""
+    lines = [f"\n  {'left':<12}{len(left.names)} left"]
+    lines[0] += f" (asked {', '.join(left.asked)})" if left.asked else ": nobody could be asked"
+    lines += [f"\n  {'':<12}{name}" for name in left.names]
+    lines += [f"\n  {'':<12}not asked: {why}" for why in left.not_asked]
+    return "".join(lines)
 
 
 def progress_line(view: RunView) -> str:
@@ -152,7 +139,7 @@ def summary_text(view: RunView) -> Text:
     text = view_text(view)
     folder = local_path(view.adapter) if view.adapter else None
     if folder is not None and view.base_model:
-        text.append(f"\n\n{load_text(folder, view.base_model)}")
+        text.append(f"\n\n{load_text(folder, view.base_model, view.base_revision)}")
     return text
 
 
@@ -162,20 +149,22 @@ def fetched_text(fetched: Fetched) -> str:
     landed = "" if fetched.complete else "\nIt is the best of a run that its budget ended early, not the final one."
     return (
         f"{fetched.folder}: {len(fetched.files)} files, {size:,} bytes, every digest verified{landed}\n\n"
-        f"{load_text(Path(fetched.folder), fetched.base_model)}"
+        f"{load_text(Path(fetched.folder), fetched.base_model, fetched.base_revision)}"
     )
 
 
-def load_text(folder: Path, base_model: str) -> str:
-    """How to load an adapter."""
+def load_text(folder: Path, base_model: str, revision: str | None) -> str:
+    """How to load an adapter on the very base model that it was trained on."""
+    made, at = "", f", revision={revision!r}" if revision else ""
     if base_model == TINY_MODEL:
         made = "  write_tiny_model(Path('tiny'))  # from job.tiny\n"
         base_model = "tiny"
-    else:
-        made = ""
+    elif base_model.startswith("s3://"):
+        made = f"  # first: aws s3 cp --recursive {base_model} base\n"
+        base_model = "base"
     return (
         f"load it with\n{made}"
-        f"  model = AutoModelForCausalLM.from_pretrained({base_model!r})\n"
+        f"  model = AutoModelForCausalLM.from_pretrained({base_model!r}{at})\n"
         f"  model = PeftModel.from_pretrained(model, {str(folder)!r})"
     )
 

@@ -15,24 +15,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from job.contract.errors import AccessRefused, BadInput, DatasetInvalid, IdentityMismatch, ModelInvalid, NotFound
-from job.contract.recipe import TINY_MODEL, BaseModelRef, Recipe
+from job.contract.errors import AccessRefused, BadInput, DatasetInvalid, Garbled, IdentityMismatch, NotFound
+from job.contract.recipe import Recipe
 from job.contract.records import DatasetDigest, RunRecord
 from job.dataset.reader import fingerprint
 from job.dataset.source import local_path
 from job.storage import open_object, open_store
+from launch.base_model import pin
+from launch.hub import Hub, Pinned
 
-_PICKLES: Final = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 @dataclass(frozen=True)
 class Resolved:
-    """A recipe whose every reference is absolute, and what its dataset is now."""
+    """A recipe whose every reference is absolute, and what its dataset and its base model are now."""
 
     recipe: Recipe
     train: DatasetDigest
     held_out: DatasetDigest | None
+    base_model: Pinned
 
     @property
     def bucket(self) -> str:
@@ -50,12 +52,12 @@ def resolve(recipe: Recipe, *, folder: Path, bucket: str) -> Resolved:
 
     Raises:
         DatasetInvalid: a dataset is missing, unreadable, or has a bad line.
-        ModelInvalid: a local base model is missing or has no safetensors.
+        ModelInvalid: the base model is missing, may not be had, or has no safetensors.
         BadInput: the bucket's uri is none.
-        Unreachable: an s3:// dataset is out of reach for now.
+        Unreachable: the hub, or an s3:// dataset or base model, is out of reach for now.
     """
     target = str(open_store(recipe.output.bucket or bucket).uri)
-    base_model = _base_model(recipe.base_model, folder)
+    base_model = pin(recipe.base_model, folder=folder, hub=Hub.of(os.environ))
     train_uri = dataset_uri(recipe.dataset.train, folder)
     train = digest_dataset(train_uri, name=recipe.dataset.train)
     held_out_ref: float | str | None = recipe.dataset.held_out
@@ -70,12 +72,12 @@ def resolve(recipe: Recipe, *, folder: Path, bucket: str) -> Resolved:
             )
     resolved = recipe.model_copy(
         update={
-            "base_model": base_model,
+            "base_model": base_model.ref,
             "dataset": recipe.dataset.model_copy(update={"train": train_uri, "held_out": held_out_ref}),
             "output": recipe.output.model_copy(update={"bucket": target}),
         }
     )
-    return Resolved(recipe=resolved, train=train, held_out=held_out)
+    return Resolved(recipe=resolved, train=train, held_out=held_out, base_model=base_model)
 
 
 def dataset_uri(reference: str, folder: Path) -> str:
@@ -127,10 +129,18 @@ def check_same_recipe(record: RunRecord, recipe: Recipe, *, name: str) -> None:
     """Refuse to go on with a run by another recipe than its own. Where it lands and how often it is saved may differ.
 
     Raises:
-        IdentityMismatch: names every key that differs.
+        IdentityMismatch: names every key that differs; or says that the branch it names has moved on.
     """
     if recipe.digest() == record.recipe_digest:
         return
+    model, pinned = recipe.base_model, record.recipe.base_model
+    as_then = recipe.model_copy(update={"base_model": model.model_copy(update={"revision": pinned.revision})})
+    if as_then.digest() == record.recipe_digest:
+        raise IdentityMismatch(
+            f"base model {model.id} of {name} is now at commit {model.revision}, and run {record.run_id} was launched "
+            f"with commit {pinned.revision}: the branch has moved on",
+            hint=f"leave the recipe out to go on with {record.run_id}, or write the run's commit as its revision",
+        )
     then, now = (
         dict(_leaves(r.model_dump(mode="json", exclude={"output", "checkpoints"}))) for r in (record.recipe, recipe)
     )
@@ -184,28 +194,6 @@ def _local_copy(uri: str, name: str) -> Iterator[Path]:
             store.get_file(key, copy)
         except NotFound as error:
             raise DatasetInvalid(f"dataset {name} does not exist", hint="check the uri") from error
-        except AccessRefused as error:
+        except (AccessRefused, Garbled) as error:
             raise DatasetInvalid(f"dataset {name} cannot be read: {error.message}", hint=error.hint) from error
         yield copy
-
-
-def _base_model(model: BaseModelRef, folder: Path) -> BaseModelRef:
-    if model.id == TINY_MODEL:
-        return model
-    if model.id.startswith("builtin:"):
-        raise ModelInvalid(f"base_model.id {model.id!r} is not built in", hint=f"the built-in model is {TINY_MODEL!r}")
-    if model.is_on_hub:
-        return model
-    path = Path(os.path.normpath(folder.absolute() / Path(model.id).expanduser()))
-    if not path.is_dir():
-        raise ModelInvalid(f"base model {model.id} is not a folder ({path})", hint="paths are relative to the recipe")
-    if not (path / "config.json").is_file():
-        raise ModelInvalid(f"base model {path} has no config.json", hint="name the folder that save_pretrained wrote")
-    if not any(path.glob("*.safetensors")):
-        if any(any(path.glob(pattern)) for pattern in _PICKLES):
-            raise ModelInvalid(
-                f"base model {path} holds its weights as pickles only: loading them could run anything",
-                hint="load it once where you trust it, and save it with save_pretrained(safe_serialization=True)",
-            )
-        raise ModelInvalid(f"base model {path} has no *.safetensors", hint="download the weights too")
-    return model.model_copy(update={"id": str(path)})

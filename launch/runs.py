@@ -13,6 +13,7 @@ from job.contract.layout import RUNS, Key, RunLayout, run_of_recipe_key
 from job.contract.metrics import MetricLine, parse_lines
 from job.contract.records import AdapterManifest, AttemptClaim, AttemptEnd, RunRecord
 from job.contract.status import Status
+from job.contract.submission import Submission
 from job.storage import Store
 from launch.backend import Described
 from launch.view import Facts, RunView, view_of
@@ -40,6 +41,15 @@ def read_run(store: Store, run_id: str) -> RunRecord:
         raise RunUnknown(
             f"there is no run {run_id} in {store.uri}", hint="`ftjob list` shows the runs of a bucket (--bucket URI)"
         ) from error
+
+
+def newest_submission(store: Store, run_id: str) -> Submission | None:
+    """What the run was handed over with last; None when it never was. Raises StorageError, Damaged."""
+    layout = RunLayout(run_id)
+    keys = [info.key for info in store.list(layout.submissions) if layout.submitted(info.key) is not None]
+    if not keys:
+        return None
+    return Submission.from_bytes(store.get(keys[-1]), name=f"the last submission of run {run_id}")
 
 
 def list_runs(store: Store) -> Iterator[str]:

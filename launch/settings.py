@@ -8,13 +8,32 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError
 
 from job.contract.errors import BadInput
 from job.storage import open_store
+from job.storage.s3_account import ENDPOINT, PATH_STYLE, PROFILE, REGION, STANDS_FOR
 
 HOME_VARIABLE: Final = "FTJOB_HOME"
 FILE_NAME: Final = "settings.toml"
+
+
+class S3Settings(BaseModel):
+    """[s3] of settings.toml: the server of this person's buckets. What is absent is as AWS's own tools have it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    endpoint: str | None = Field(
+        default=None,
+        pattern=r"^https?://[^/\s@]+/?$",
+        description='Url of the server: "https://minio.example.com:9000".',
+    )
+    region: str | None = Field(default=None, pattern=r"^[a-z0-9-]+$", description='"eu-central-1".')
+    profile: str | None = Field(default=None, min_length=1, description="Of ~/.aws/config and ~/.aws/credentials.")
+    path_style: StrictBool | None = Field(
+        default=None,
+        description="Name the bucket in the path of the url, not in the host. Absent: so for every server but AWS's.",
+    )
 
 
 class Settings(BaseModel):
@@ -28,6 +47,26 @@ class Settings(BaseModel):
     """Uri of the bucket that runs land in when neither the recipe nor the command names one."""
     threads: int = 1
     """CPU threads of local runs."""
+    image: str | None = None
+    """name@sha256:... that machines of one's own run."""
+    inside_image: str | None = None
+    """The same for clouds that rent containers."""
+    slurm_python: str | None = None
+    """Path of the prepared Python on the cluster."""
+    s3: S3Settings = S3Settings()
+
+    def s3_variables(self, variables: Mapping[str, str]) -> dict[str, str]:
+        """The environment variables that say what [s3] says; without those that something in `variables` overrules.
+
+        They are ftjob's own (FTJOB_S3_*), because AWS_* would also lead the purchase of machines to that server.
+        """
+        style = None if self.s3.path_style is None else str(self.s3.path_style).lower()
+        told = {ENDPOINT: self.s3.endpoint, REGION: self.s3.region, PROFILE: self.s3.profile, PATH_STYLE: style}
+        return {
+            name: value
+            for name, value in told.items()
+            if value is not None and not any(variables.get(other) for other in (name, *STANDS_FOR[name]))
+        }
 
 
 class SettingsFile(BaseModel):
@@ -42,6 +81,14 @@ class SettingsFile(BaseModel):
         le=1024,
         description="CPU threads of local runs. A run keeps the number it began with: CPU sums depend on it.",
     )
+    image: str | None = Field(default=None, min_length=1, description="Image of the job, by digest: name@sha256:...")
+    inside_image: str | None = Field(
+        default=None, min_length=1, description="The same, of the target `inside`: for RunPod and Kubernetes."
+    )
+    slurm_python: str | None = Field(
+        default=None, pattern="^/", description="Python on the Slurm cluster that has ftjob[job] installed."
+    )
+    s3: S3Settings = S3Settings()
 
 
 def read_settings(variables: Mapping[str, str]) -> Settings:
@@ -55,7 +102,7 @@ def read_settings(variables: Mapping[str, str]) -> Settings:
         raise BadInput(f"{HOME_VARIABLE} {home} is not a folder", hint=f"set {HOME_VARIABLE} to a folder")
     file = _read_file(home / FILE_NAME)
     bucket = file.bucket or (home / "bucket").as_uri()
-    return Settings(home=home, bucket=str(open_store(bucket).uri), threads=file.threads)
+    return Settings(home=home, bucket=str(open_store(bucket).uri), **file.model_dump(exclude={"bucket"}))
 
 
 def ftjob_version() -> str:
@@ -92,7 +139,7 @@ def _read_file(path: Path) -> SettingsFile:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
-        known = ", ".join(SettingsFile.model_fields)
+        known = ", ".join(S3Settings.model_fields if first["loc"][:1] == ("s3",) else SettingsFile.model_fields)
         raise BadInput(f"settings {path}: {key}: {first['msg']}", hint=f"keys are: {known}") from error
     except BadInput as error:
         raise BadInput(f"settings {path}: bucket: {error.message}", hint=error.hint) from error

@@ -34,6 +34,15 @@ class Commit(Part):
     """Whether it is so old, in a run that trains, that something is wrong with committing."""
 
 
+class Left(Part):
+    """What still lives of a run that is over, by whom that was asked."""
+
+    names: tuple[str, ...]
+    asked: tuple[str, ...]
+    not_asked: tuple[str, ...] = ()
+    """Who could not be asked, and why."""
+
+
 class RunView(Part):
     """One run. Numbers are None as long as nobody knows them."""
 
@@ -42,6 +51,7 @@ class RunView(Part):
     bucket: str
     created_at: AwareDatetime | None = None
     base_model: str | None = None
+    base_revision: str | None = None
     adapter: str | None = None
     """Uri of the folder that holds the adapter's files."""
     attempts: tuple[AttemptSummary, ...] = ()
@@ -62,6 +72,8 @@ class RunView(Part):
     """How the newest attempt ended, by its own word or else by its exit code."""
     message: str = ""
     hint: str = ""
+    left: Left | None = None
+    """What still lives of a run that is over; None while it goes on, and where nobody asked."""
 
     @property
     def attempt(self) -> int:
@@ -104,6 +116,7 @@ def view_of(facts: Facts, described: Described, *, bucket: str, now: datetime) -
         bucket=bucket,
         created_at=facts.record.created_at,
         base_model=facts.record.recipe.base_model.id,
+        base_revision=facts.record.recipe.base_model.revision,
         adapter=_adapter_uri(facts, bucket),
         attempts=summarise_attempts(facts.claims.values(), facts.ends, facts.lines, running=running),
         phase=phase_of(own) if alive else None,

@@ -128,7 +128,7 @@ class S3Server:
     def __init__(self, log: Path) -> None:
         self._log = log
         self._process: subprocess.Popen[bytes] | None = None
-        self._port = _free_port()
+        self._port = free_port()
         self.proxy = Proxy((HOST, self._port))
 
     @property
@@ -219,6 +219,7 @@ def _close(connection: socket.socket) -> None:
     connection.close()
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine that nobody listens on now."""
     with _listen(0) as probe:
         return int(probe.getsockname()[1])

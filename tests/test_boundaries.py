@@ -152,8 +152,10 @@ def test_only_one_module_imports_skypilot() -> None:
     assert crossings(others, lambda name: is_within(name, {"sky"})) == []
 
 
-def test_only_the_stores_import_boto3() -> None:
-    others = [path for path in [*modules("job"), *modules("launch")] if path.parent != ROOT / "job/storage"]
+def test_only_the_stores_and_who_asks_ec2_import_boto3() -> None:
+    may = {"launch.ec2"}
+    everything = [*modules("job"), *modules("launch")]
+    others = [path for path in everything if path.parent != ROOT / "job/storage" and module_name(path) not in may]
     assert crossings(others, lambda name: is_within(name, {"boto3", "botocore"})) == []
 
 
@@ -200,10 +202,17 @@ def test_what_launcher_and_job_share_loads_without_the_training_stack_and_boto3(
     assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
 
 
-@pytest.mark.parametrize("name", ["job.checkpoints", "job.notice"])
-def test_saving_and_stopping_need_no_training_stack(name: str) -> None:
+@pytest.mark.parametrize(
+    "name", ["job.checkpoints", "job.notice", "job.metadata", "job.weights", "job.hub", "job.bucket"]
+)
+def test_saving_stopping_and_downloading_need_no_training_stack(name: str) -> None:
     done = import_without({*HEAVY, "boto3", "botocore", "sky"}, name)
     assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
+
+
+def test_only_one_module_of_the_job_imports_huggingface_hub() -> None:
+    others = [path for path in modules("job") if module_name(path) != "job.hub"]
+    assert crossings(others, lambda name: is_within(name, {"huggingface_hub", "httpx", "hf_xet"})) == []
 
 
 def test_the_command_loads_neither_the_training_stack_nor_skypilot_nor_boto3() -> None:

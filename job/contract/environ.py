@@ -1,4 +1,5 @@
-"""The variables a launcher sets for the job. Names and meaning here; nobody else reads FTJOB_* in the job."""
+"""The variables a launcher sets for the job. Names and meaning here; nobody else reads FTJOB_* in the job,
+but for FTJOB_S3_* (job/storage/s3_account.py)."""
 
 from __future__ import annotations
 
@@ -34,7 +35,20 @@ class JobEnviron(BaseModel):
         ge=1,
         description="CPU threads of torch. Sums depend on it, so a run keeps one number for life.",
     )
+    last_attempt: int | None = Field(
+        default=None,
+        ge=1,
+        description="Number of the last attempt that may train, for backends that restart for ever.",
+    )
+    mounts: dict[str, str] = Field(
+        default_factory=dict, description="Local path of each dataset that is mounted, by its uri; JSON."
+    )
+    submission: int = Field(default=0, ge=0, description="Number of the submission that started the job; 0 for none.")
+    gpu: bool = Field(default=False, description="A GPU was paid for: do not train without one.")
     image_digest: str | None = None
+    code_commit: str | None = Field(
+        default=None, description="Of the checkout that the image was built from; set in the image. For the passport."
+    )
     git_commit: str | None = Field(default=None, description="Of the folder the recipe came from; for the passport.")
     infra: dict[str, str] = Field(default_factory=dict, description="Where the attempt runs, for the records; JSON.")
 
@@ -50,8 +64,9 @@ class JobEnviron(BaseModel):
             for field in cls.model_fields
             if (name := PREFIX + field.upper()) in variables and variables[name] != ""
         }
-        if "infra" in data:
-            data["infra"] = _parse_json(str(data["infra"]), PREFIX + "INFRA")
+        for field in ("infra", "mounts"):
+            if field in data:
+                data[field] = _parse_json(str(data[field]), PREFIX + field.upper())
         try:
             environ = cls.model_validate(data)
             check_run_id(environ.run_id)
@@ -62,7 +77,7 @@ class JobEnviron(BaseModel):
             raise BadInput(f"environment variable {name} {why}", hint="the job is started by `ftjob launch`") from error
         except BadInput as error:
             raise BadInput(f"environment variable {PREFIX}RUN_ID: {error.message}", hint=error.hint) from error
-        return environ
+        return environ.model_copy(update={"infra": environ.infra | place(variables)})
 
     def variables(self) -> dict[str, str]:
         """The same as environment variables; absent values are left out."""
@@ -71,6 +86,22 @@ class JobEnviron(BaseModel):
             PREFIX + field.upper(): json.dumps(value) if isinstance(value, dict) else str(value)
             for field, value in dumped.items()
         }
+
+
+def place(variables: Mapping[str, str]) -> dict[str, str]:
+    """Where SkyPilot says this machine is: cluster, cloud, region, zone; whatever of it is known.
+
+    Source: SkyPilot's documentation, "Environment variables": SKYPILOT_CLUSTER_INFO is a JSON object. A strange value
+    is no reason to fail: it is for the records.
+    """
+    try:
+        told = json.loads(variables.get("SKYPILOT_CLUSTER_INFO", "{}"))
+    except (ValueError, RecursionError):
+        return {}
+    if not isinstance(told, dict):
+        return {}
+    names = {"cluster_name": "cluster", "cloud": "cloud", "region": "region", "zone": "zone"}
+    return {ours: str(told[theirs]) for theirs, ours in names.items() if told.get(theirs)}
 
 
 def _parse_json(text: str, name: str) -> object:

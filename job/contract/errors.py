@@ -12,6 +12,7 @@ FtjobError                      message: what, which one, why · hint: the next 
 │   ├── AlreadyExists           a create-only put found other bytes under the key
 │   ├── AccessRefused           credentials or permissions; trying again will not help
 │   └── Unreachable             network, throttling, full disk: trying again may help
+│       └── Garbled             what answered is no store: a login page, or another server's endpoint
 ├── Damaged                     stored bytes do not match their digest, or are missing
 └── TrainingFailed              the training itself cannot go on
 """
@@ -82,6 +83,10 @@ class AccessRefused(StorageError):
 
 class Unreachable(StorageError):
     """Network, throttling or a full disk; trying again may help."""
+
+
+class Garbled(Unreachable):
+    """What answered is no store: a network's login page, which goes away, or another server, which does not."""
 
 
 class Damaged(FtjobError):

@@ -2,6 +2,7 @@
 
 runs/<run_id>/
   recipe.json                              the run: resolved recipe and dataset digests (create-only)
+  submissions/0001.json                    what was handed to a backend, and where it may run (create-only)
   attempts/0001.json                       claim of an attempt (create-only)
   attempts/0001.end.json                   how it ended (create-only; absent when it was killed)
   checkpoints/step-00000400-a0001/...      files of a checkpoint
@@ -9,6 +10,8 @@ runs/<run_id>/
   metrics/a0001-000123.jsonl               what happened, in whole objects; also the heartbeat
   adapter/a0002/...                        files of an adapter
   adapter.json                             its manifest (create-only): its existence is the publication
+
+datasets/<sha256>.jsonl                    datasets that were brought from the launching machine, for any number of runs
 """
 
 from __future__ import annotations
@@ -27,8 +30,18 @@ Uri = NewType("Uri", str)
 
 RUNS: Final = Key("runs/")
 
+
+def dataset_key(sha256: str) -> Key:
+    """Of a dataset with these bytes."""
+    return Key(f"datasets/{sha256}.jsonl")
+
+
+PROBES: Final = Key("runs/.probe/")
+"""Where a launcher tries out whether it may write. No run id begins with a dot."""
+
 _RUN_ID = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 _CHECKPOINT = re.compile(r"step-([0-9]{8})-a([0-9]{4})")
+_SUBMISSION = re.compile(r"submissions/([0-9]{4})\.json")
 _CLAIM = re.compile(r"attempts/([0-9]{4})\.json")
 _END = re.compile(r"attempts/([0-9]{4})\.end\.json")
 _METRICS = re.compile(r"metrics/a([0-9]{4})-([0-9]{6})\.jsonl")
@@ -101,6 +114,13 @@ class RunLayout:
         return Key(f"{self.root}recipe.json")
 
     @property
+    def submissions(self) -> Key:
+        return Key(f"{self.root}submissions/")
+
+    def submission(self, number: int) -> Key:
+        return Key(f"{self.submissions}{_digits(number, 4)}.json")
+
+    @property
     def attempts(self) -> Key:
         return Key(f"{self.root}attempts/")
 
@@ -148,6 +168,10 @@ class RunLayout:
 
     def _relative(self, key: str) -> str:
         return key.removeprefix(self.root) if key.startswith(self.root) else ""
+
+    def submitted(self, key: str) -> int | None:
+        match = _SUBMISSION.fullmatch(self._relative(key))
+        return int(match[1]) if match else None
 
     def claimed_attempt(self, key: str) -> int | None:
         match = _CLAIM.fullmatch(self._relative(key))

@@ -17,6 +17,8 @@ class Line(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
     at: AwareDatetime
+    elapsed: float = 0.0
+    """Seconds since the attempt's claim, by a clock that only goes forward. The journal fills it in."""
 
 
 class Heartbeat(Line):

@@ -60,8 +60,9 @@ class BaseModelRef(Section):
 
     id: str = Field(
         min_length=1,
-        description=f'Hub id ("meta-llama/Llama-3.1-8B-Instruct"), a local folder ("./my-model", "/models/x"), '
-        f'or "{TINY_MODEL}" (a tiny random model for trying things out).',
+        description=f'Hub id ("meta-llama/Llama-3.1-8B-Instruct"), a local folder ("./my-model", "/models/x", '
+        f'"file:///models/x"), a folder in a bucket ("s3://mine/models/x"), or "{TINY_MODEL}" (a tiny random model for '
+        f"trying things out).",
     )
     revision: str | None = Field(
         default=None,
@@ -70,15 +71,24 @@ class BaseModelRef(Section):
     )
 
     @model_validator(mode="after")
-    def _revision_is_for_the_hub(self) -> Self:
+    def _is_somewhere_that_can_be_read(self) -> Self:
+        scheme, mark, _ = self.id.partition("://")
+        if mark and scheme not in ("s3", "file"):
+            raise ValueError(f"id {self.id!r} cannot be read from: use a hub id, a folder, or s3://bucket/prefix")
         if self.revision is not None and not self.is_on_hub:
-            raise ValueError("revision is for hub ids only: a local folder is identified by the digests of its files")
+            raise ValueError("revision is for hub ids only: other folders are identified by the digests of their files")
         return self
 
     @property
     def is_on_hub(self) -> bool:
         """Whether the id names a repository on the hub, rather than a folder or the built-in model."""
-        return self.id not in (TINY_MODEL, ".", "..") and not self.id.startswith(("/", "./", "../", "~"))
+        here = self.id in (TINY_MODEL, ".", "..") or self.id.startswith(("/", "./", "../", "~"))
+        return not here and "://" not in self.id
+
+    @property
+    def is_in_bucket(self) -> bool:
+        """Whether the id names a folder in a bucket."""
+        return self.id.startswith("s3://")
 
 
 class DatasetRef(Section):

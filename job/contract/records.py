@@ -162,6 +162,14 @@ class AttemptClaim(Record):
     pid: int
     host: str
     infra: dict[str, str]
+    submission: int = Field(ge=0)
+    """Which submission started it; 0 when none is on record."""
+    machine_id: str
+    """Equal for attempts on one machine (or rented container) in one life of it; empty when it cannot be told."""
+    up_seconds: float = Field(ge=0)
+    """For how long that machine had been up at the claim."""
+    heartbeat_seconds: float = Field(gt=0)
+    """Longest silence of this attempt while it lives."""
 
 
 class AttemptEnd(Record):
@@ -174,6 +182,8 @@ class AttemptEnd(Record):
     step: int = Field(ge=0)
     message: str
     hint: str = ""
+    elapsed: float = Field(ge=0)
+    """Seconds since the claim, by a clock that only goes forward."""
 
 
 class CheckpointManifest(Record):

@@ -19,18 +19,6 @@ from job.dataset.reader import LineNumber, Row
 IGNORED: Final = -100
 """Label of a token that is not trained (torch.nn.CrossEntropyLoss's ignore_index)."""
 
-TOKENIZER_FILES: Final = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-)
-"""The files of a model's folder that decide which tokens a text becomes."""
-
 
 class Tokenizer(Protocol):
     """What is needed of a transformers tokenizer."""

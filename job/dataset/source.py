@@ -11,8 +11,14 @@ from job.contract.records import DatasetDigest
 from job.storage import Progress, open_object
 
 
-def fetch_dataset(expected: DatasetDigest, folder: Path, progress: Progress | None = None) -> Path:
+def fetch_dataset(
+    expected: DatasetDigest, folder: Path, progress: Progress | None = None, *, mounted: Path | None = None
+) -> Path:
     """A local file with the dataset's bytes; files on this machine are used where they are.
+
+    Args:
+        folder: for a copy, where there has to be one.
+        mounted: where the backend was asked to put the file. Not there, or with other bytes, it is fetched after all.
 
     Raises:
         DatasetInvalid: it is gone.
@@ -21,6 +27,8 @@ def fetch_dataset(expected: DatasetDigest, folder: Path, progress: Progress | No
     """
     path = local_path(expected.uri)
     if path is None:
+        if mounted is not None and mounted.is_file() and _sha256(mounted, expected.uri) == expected.sha256:
+            return mounted
         store, key = open_object(expected.uri)
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{expected.sha256}.jsonl"

@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from datetime import UTC
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import urlsplit
 
-from job.contract.errors import AccessRefused, AlreadyExists, BadInput, NotFound, StorageError, Unreachable
+from job.contract.errors import AlreadyExists, NotFound, Unreachable
 from job.contract.layout import Key, Uri
-from job.storage.store import ObjectInfo, Progress, check_key, check_prefix, translate_os_error
+from job.storage.s3_account import make_client
+from job.storage.s3_errors import EXISTS, MISSING, Place, account_errors, code_of, garbled, s3_errors
+from job.storage.store import ObjectInfo, Progress, check_key, check_prefix
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
@@ -20,30 +21,17 @@ if TYPE_CHECKING:
 MULTIPART_BYTES: Final = 8 * 1024 * 1024
 """From this size on an upload goes in parts, so that a broken connection costs one part (boto3's default)."""
 
-_ATTEMPTS: Final = 4
-"""Of one request. The pauses between them are random, up to 1 + 2 + 4 = 7 s (botocore's "standard" mode)."""
-
-_CONNECT_SECONDS: Final = 5
-"""Four attempts at a host that does not answer: 20 s and the pauses. Whoever wants to wait longer calls again."""
-
-_READ_SECONDS: Final = 30
-"""Longest silence of a server that has taken a request."""
-
 _CONFLICT_TRIES: Final = 10
 
-# Refusals by code where the status (400) would not tell; the others are told by 401 and 403.
-_REFUSED: Final = frozenset({"ExpiredToken", "InvalidToken", "TokenRefreshRequired"})
-_MISSING: Final = frozenset({"NoSuchKey", "404", "NotFound"})
-_EXISTS: Final = frozenset({"PreconditionFailed", "412"})
-_TRANSIENT_STATUS: Final = frozenset({408, 409, 425, 429})
-_TRANSIENT: Final = frozenset({"RequestTimeout", "SlowDown", "Throttling", "IncompleteBody", "BadDigest"})
+_UNEXPLAINED: Final = frozenset({"301", "400", "401", "403", *MISSING})
+"""Codes of answers without a body, made of the status."""
 
 
 class S3Store:
     """A bucket, or a prefix of one, through boto3.
 
-    Endpoint, region, profile and credentials come from where AWS's own tools take them (AWS_ENDPOINT_URL[_S3],
-    AWS_REGION, AWS_PROFILE, the credentials file, the machine's role), so a store needs no settings of its own.
+    Endpoint, region, profile and credentials come from FTJOB_S3_*, and from where AWS's own tools take them
+    (AWS_ENDPOINT_URL[_S3], AWS_REGION, AWS_PROFILE, the credentials file, the machine's role).
     """
 
     def __init__(self, *, bucket: str, prefix: str) -> None:
@@ -65,9 +53,9 @@ class S3Store:
                     return
                 except self._client().exceptions.ClientError as error:
                     # 409: another racer's put is under way, and may fail yet; AWS asks to put again.
-                    if _code(error) == "ConditionalRequestConflict" and left:
+                    if code_of(error) == "ConditionalRequestConflict" and left:
                         continue
-                    if _code(error) not in _EXISTS:
+                    if code_of(error) not in EXISTS:
                         raise
                 break
             try:
@@ -106,8 +94,8 @@ class S3Store:
                     Callback=_Meter(progress) if progress else None,
                 )
             except self._client().exceptions.ClientError as error:
-                if _code(error) in _MISSING:
-                    # boto3 asked by HEAD, whose answer has no body to say whether key or bucket is missing.
+                if code_of(error) in _UNEXPLAINED:
+                    # Older versions of boto3 ask by HEAD, whose answer has no body to say what is missing or wrong.
                     self._client().get_object(Bucket=self._bucket, Key=name, Range="bytes=0-0")["Body"].close()
                 raise
 
@@ -126,7 +114,7 @@ class S3Store:
             for page in pages:
                 if "IsTruncated" not in page:
                     # Whatever that was, it was no listing, and must not be taken for an empty one.
-                    raise Unreachable(f"{self.uri}/{prefix}: the server answered with something that is no listing")
+                    raise garbled(self._place(prefix))
                 for item in page.get("Contents", ()):
                     key = Key(item["Key"].removeprefix(self._prefix))
                     with contextlib.suppress(ValueError):  # other people's objects, such as the consoles' "folder/"
@@ -145,65 +133,16 @@ class S3Store:
         # boto3 clients may be shared between threads; sessions may not, and making one costs 0.2 s.
         with self._lock:
             if self._made is None:
-                self._made = _make_client(self._bucket)
+                self._made = make_client(self._bucket)
             return self._made
 
-    @contextlib.contextmanager
-    def _errors(self, key: str, path: Path | None = None) -> Iterator[None]:
-        """Errors of the server, the network, and of the caller's own file at `path`."""
-        import boto3.exceptions as transfer
-        import botocore.exceptions as core
-        from botocore.parsers import ResponseParserError
+    def _errors(self, key: str, path: Path | None = None) -> contextlib.AbstractContextManager[None]:
+        """Errors of the account, the server, the network, and of the caller's own file at `path`."""
+        return s3_errors(self._place(key), path)
 
-        try:
-            yield
-        except core.ClientError as error:
-            raise self._translate(error, key) from error
-        except (core.NoCredentialsError, core.PartialCredentialsError, core.CredentialRetrievalError) as error:
-            raise AccessRefused(
-                f"no usable AWS credentials for {self.uri}: {error}",
-                hint="set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or run `aws configure`",
-            ) from error
-        except core.ProfileNotFound as error:
-            raise AccessRefused(
-                str(error), hint="`aws configure list-profiles` shows the profiles there are"
-            ) from error
-        except core.ParamValidationError as error:
-            raise BadInput(f"{self.uri} is not a usable bucket: {error}") from error
-        except transfer.S3UploadFailedError as error:
-            cause = error.__context__
-            if isinstance(cause, core.ClientError):
-                raise self._translate(cause, key) from error
-            raise Unreachable(f"{self.uri}/{key}: {error}") from error
-        except (core.BotoCoreError, transfer.Boto3Error, ResponseParserError) as error:
-            raise Unreachable(
-                f"{self.uri}/{key} is out of reach: {error}", hint="check the network and AWS_ENDPOINT_URL"
-            ) from error
-        except OSError as error:
-            # boto3 wraps what the network says, so this is about a file.
-            if isinstance(error, FileNotFoundError) and path is not None:
-                raise
-            raise translate_os_error(error, str(path or key)) from error
-
-    def _translate(self, error: Any, key: str) -> StorageError:
-        code = _code(error)
-        status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-        what = f"{self.uri}/{key}"
-        if code == "NoSuchBucket":
-            return AccessRefused(
-                f"bucket {self._bucket} does not exist", hint="create it, or correct the bucket's name"
-            )
-        if code in _MISSING:
-            return NotFound(f"{what} does not exist")
-        if code == "RequestTimeTooSkewed":
-            return AccessRefused(f"{what}: {error}", hint="set this machine's clock")
-        if status in (401, 403) or code in _REFUSED:
-            return AccessRefused(f"{what}: {error}", hint="check the credentials and the bucket's policy")
-        if status == 501:
-            return AccessRefused(f"{what}: {error}", hint="this server lacks what ftjob needs; use another one")
-        if 400 <= status < 500 and status not in _TRANSIENT_STATUS and code not in _TRANSIENT:
-            return AccessRefused(f"{what}: {error}", hint="the server would answer the same again")
-        return Unreachable(f"{what}: {error}")
+    def _place(self, key: str) -> Place:
+        with account_errors(self.uri):
+            return Place(self.uri, key, self._client().meta.endpoint_url)
 
 
 class _Meter:
@@ -216,39 +155,6 @@ class _Meter:
     def __call__(self, count: int) -> None:
         with self._lock:
             self._progress(count)
-
-
-def _code(error: Any) -> str:
-    return str(error.response.get("Error", {}).get("Code", ""))
-
-
-def _make_client(bucket: str) -> S3Client:
-    import boto3
-    from botocore.config import Config
-
-    config = Config(
-        retries={"mode": "standard", "total_max_attempts": _ATTEMPTS},
-        connect_timeout=_CONNECT_SECONDS,
-        read_timeout=_READ_SECONDS,
-        max_pool_connections=16,
-        user_agent_extra="ftjob",
-    )
-    session = boto3.session.Session()
-    try:
-        client = session.client("s3", config=config)
-    except ValueError as error:
-        raise BadInput(f"the S3 endpoint is not a url: {error}", hint="check AWS_ENDPOINT_URL") from error
-    endpoint = urlsplit(client.meta.endpoint_url).hostname or ""
-    if ".amazonaws.com" in endpoint and "." not in bucket:
-        return client
-    # Bucket names as host names need a DNS that S3-compatible servers seldom have, and a certificate for every level.
-    config = config.merge(Config(s3={"addressing_style": "path"}))
-    if ".amazonaws.com" not in endpoint:
-        # Many of them refuse the checksum trailers that boto3 sends since 1.36. Ours are in the manifests.
-        config = config.merge(
-            Config(request_checksum_calculation="when_required", response_checksum_validation="when_required")
-        )
-    return session.client("s3", config=config)
 
 
 def _transfer_config() -> Any:

@@ -28,6 +28,7 @@ from job.contract.records import (
     StepLoss,
     Versions,
 )
+from job.contract.submission import Offer, Submission
 
 START: Final = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
 SHA: Final = "0123456789abcdef" * 4
@@ -54,13 +55,43 @@ def recipe(**sections: Any) -> Recipe:
 
 def claim(attempt: int = 1, seconds: float = 0) -> AttemptClaim:
     return AttemptClaim(
-        attempt=attempt, nonce="n", claimed_at=at(seconds), pid=17, host="host", infra={"cloud": "local"}
+        attempt=attempt,
+        nonce="n",
+        claimed_at=at(seconds),
+        pid=17,
+        host="host",
+        infra={"cloud": "local"},
+        submission=1,
+        machine_id="boot/1.00",
+        up_seconds=60.5,
+        heartbeat_seconds=15,
     )
 
 
 def end(outcome: Outcome, attempt: int = 1, step: int = 0, seconds: float = 0) -> AttemptEnd:
     return AttemptEnd(
-        attempt=attempt, nonce="n", ended_at=at(seconds), outcome=outcome, step=step, message="said", hint="try"
+        attempt=attempt,
+        nonce="n",
+        ended_at=at(seconds),
+        outcome=outcome,
+        step=step,
+        message="said",
+        hint="try",
+        elapsed=seconds,
+    )
+
+
+def submission() -> Submission:
+    offer = Offer(cloud="aws", region="us-east-1", instance_type="p5", gpu="H100", gpus=1, spot=True, usd_per_hour=1.5)
+    return Submission(
+        submission=1,
+        nonce="n",
+        submitted_at=START,
+        backend="skypilot",
+        api_server=None,
+        offers=(offer,),
+        image=f"registry.example/ftjob@sha256:{SHA}",
+        last_attempt=21,
     )
 
 
@@ -157,7 +188,7 @@ def passport() -> Passport:
 
 
 def records() -> list[Record]:
-    return [run_record(), claim(), end(Outcome.PREEMPTED), checkpoint(), adapter(), passport()]
+    return [run_record(), submission(), claim(), end(Outcome.PREEMPTED), checkpoint(), adapter(), passport()]
 
 
 def restored(number: int, seconds: float = 0) -> Restored:

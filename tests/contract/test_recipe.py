@@ -14,7 +14,14 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from job.contract.errors import RecipeInvalid
-from job.contract.recipe import LARGE_MODEL_PARAMETERS, Recipe, parse_recipe, read_recipe, resolve_learning_rate
+from job.contract.recipe import (
+    LARGE_MODEL_PARAMETERS,
+    BaseModelRef,
+    Recipe,
+    parse_recipe,
+    read_recipe,
+    resolve_learning_rate,
+)
 from tests.contract.examples import recipe, recipe_data
 
 JARGON = re.compile(
@@ -53,7 +60,10 @@ def leaves(model: type[BaseModel], path: str = "") -> Iterator[str]:
 
 BOUNDS: Mapping[str, tuple[list[object], list[object]]] = {
     # key: what is taken, up to the very bounds; what is refused, from just beyond them
-    "base_model.id": (["m", "./folder", "org/model", "builtin:tiny"], ["", 1, None, ["m"], True]),
+    "base_model.id": (
+        ["m", "./folder", "org/model", "builtin:tiny", "s3://b/m", "file:///m"],
+        ["", 1, None, ["m"], True],
+    ),
     "base_model.revision": (["main", None], ["", 1, True]),
     "dataset.train": (["rows.jsonl", "s3://b/rows.jsonl"], ["", 1, None, 0.5, ["a"]]),
     "dataset.held_out": ([0.5, 1e-9, "rows.jsonl", None], [0, 0.0, -0.1, 0.500001, 1, 1e308, "", [], {}, True, False]),
@@ -220,11 +230,40 @@ def test_early_stopping_needs_something_to_watch() -> None:
         parse_recipe(json.dumps(data), name="r")
 
 
-@pytest.mark.parametrize("folder", ["/models/x", "./x", "../x", "~/x", ".", "..", "builtin:tiny"])
+@pytest.mark.parametrize(
+    "folder", ["/models/x", "./x", "../x", "~/x", ".", "..", "builtin:tiny", "s3://b/m", "file:///m"]
+)
 def test_a_revision_is_for_the_hub_only(folder: str) -> None:
     data = recipe_data(base_model={"id": folder, "revision": "main"})
     with pytest.raises(RecipeInvalid, match="revision is for hub ids only"):
         parse_recipe(json.dumps(data), name="r")
+
+
+@pytest.mark.parametrize(
+    "place", ["https://huggingface.co/org/model", "gs://b/m", "hf://org/model", "S3://b/m", "://m"]
+)
+def test_a_base_model_in_a_place_that_cannot_be_read_from_is_refused(place: str) -> None:
+    with pytest.raises(RecipeInvalid, match=r"base_model: id .* cannot be read from.*s3://bucket/prefix"):
+        parse_recipe(json.dumps(recipe_data(base_model={"id": place})), name="r")
+
+
+@pytest.mark.parametrize(
+    ("name", "where"),
+    [
+        *[("org/model", "hub"), ("gpt2", "hub"), ("s3.org/model", "hub"), ("s3://b/m", "bucket"), ("s3://b", "bucket")],
+        *[
+            ("file:///m", "here"),
+            ("./m", "here"),
+            ("/m", "here"),
+            ("~", "here"),
+            (".", "here"),
+            ("builtin:tiny", "here"),
+        ],
+    ],
+)
+def test_an_id_says_by_itself_where_the_model_is(name: str, where: str) -> None:
+    ref = BaseModelRef(id=name)
+    assert (ref.is_on_hub, ref.is_in_bucket) == (where == "hub", where == "bucket")
 
 
 def test_the_key_for_editors_is_allowed_at_the_top_only() -> None:

@@ -191,7 +191,7 @@ CASES: dict[str, tuple[Case, str, str]] = {
     "no such run to see": (lambda w: ["status", "--bucket", w.bucket, "nobody"], "no run nobody", "ftjob list"),
     "no such run to fetch": (lambda w: ["fetch", "--bucket", w.bucket, "nobody"], "no run nobody", "ftjob list"),
     "no such run to cancel": (lambda w: ["cancel", "--bucket", w.bucket, "nobody"], "no run nobody", "ftjob list"),
-    "no such run to read": (lambda _: ["logs", "nobody"], "nobody", "machine"),
+    "no such run to read": (lambda _: ["logs", "nobody"], "no run nobody", "ftjob list"),
     # the person's own folder
     "a home that is a file": (home_that_is_a_file, "is not a folder", "FTJOB_HOME"),
     "an unknown key of the settings": (bad_settings, "buckets", "bucket"),

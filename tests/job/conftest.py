@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from job.model import Base
+    from job.weights import Base
 
 
 @pytest.fixture(scope="session")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Base:
     from job.contract.recipe import TINY_MODEL, BaseModelRef
-    from job.model import locate
+    from job.weights import locate
 
     return locate(BaseModelRef(id=TINY_MODEL), tmp_path_factory.mktemp("model"))
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from job.contract.recipe import Recipe
 from job.dataset.reader import LineNumber
 from job.dataset.render import IGNORED, RenderedRow
-from job.model import Base, load, raise_adapter_to_fp32
+from job.model import load, raise_adapter_to_fp32
+from job.weights import Base
 from tests.contract.examples import recipe_data
 
 torch.set_num_threads(1)  # two on two busy cores are slower, and sums depend on it

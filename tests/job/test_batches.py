@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from job.batches import Collator, EpochOrder, Ledger, to_dataset
 from job.dataset.render import IGNORED, RenderedRow
-from job.model import Base
+from job.weights import Base
 from tests.job.stack import adapted, lengths, row, tiny_recipe
 
 PAD = 255

@@ -15,9 +15,9 @@ from torch.utils.data import DataLoader
 from job.batches import Collator, to_dataset
 from job.dataset.render import IGNORED, RenderedRow
 from job.evaluate import held_out_loss
-from job.model import Base
 from job.notice import Notice
 from job.train import Rows, Training
+from job.weights import Base
 from tests.job.stack import adapted, row, tiny_recipe
 
 ROWS = [row(number, length) for number, length in enumerate([4, 30, 7, 25, 12, 3, 18], start=1)]

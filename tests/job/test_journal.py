@@ -62,7 +62,8 @@ def store(tmp_path: Path) -> Watched:
 
 
 def journal(store: Store, seconds: float = NEVER, attempt: int = 3) -> Journal:
-    return Journal(store, RUN, attempt=attempt, heartbeat_seconds=seconds)
+    # With a clock that stands still a line is what it was when it was written.
+    return Journal(store, RUN, attempt=attempt, heartbeat_seconds=seconds, clock=lambda: 7.0)
 
 
 def objects(store: Store, attempt: int = 3) -> list[list[MetricLine]]:
@@ -273,3 +274,14 @@ def test_writers_in_many_threads_lose_nothing_and_keep_their_own_order(store: Wa
     for number in range(writers):
         assert [at for at in found if at // 1000 == number] == list(range(1000 * number, 1000 * number + each))
     assert len(store.puts) > writers
+
+
+def test_each_line_says_how_long_the_attempt_has_lived_by_a_clock_that_only_goes_forward(store: Watched) -> None:
+    seconds = [100.0]
+    with Journal(store, RUN, attempt=3, heartbeat_seconds=NEVER, clock=lambda: seconds[0]) as timed:
+        for seconds[0] in (100.5, 160.25):
+            timed.write(step(1))
+        timed.flush()
+        assert timed.elapsed == 60.25
+    [written] = objects(store)
+    assert [line.elapsed for line in written] == [0.5, 60.25]

@@ -247,6 +247,7 @@ configure()
 sys.stdin.readline()  # until nobody reads stderr any more
 for number in range(int(sys.argv[1])):
     get_logger().info("thing.happened", number=number, text="x" * 1000)
+print("a library's words", file=sys.stderr)  # which would fail there, in the middle of a step
 print("saved", flush=True)
 sys.exit(int(sys.argv[2]))
 """
@@ -271,6 +272,70 @@ def test_a_dead_pipe_neither_stops_a_job_nor_changes_its_exit_code(lines: int, c
     process.stderr = None
     out, _ = process.communicate("go\n", timeout=60)
     assert (out, process.returncode) == ("saved\n", code)
+
+
+READ_NO_MORE = """
+import sys, time
+from job.logs import configure, get_logger
+configure()
+began = time.monotonic()
+for number in range(1000):
+    get_logger().info("thing.happened", number=number, text="x" * 9000)
+print(time.monotonic() - began, flush=True)
+sys.stdin.readline()  # until stderr is read again
+get_logger().info("thing.went_on")
+"""
+
+
+def test_a_pipe_that_nobody_empties_stops_no_job_and_what_was_dropped_is_told() -> None:
+    """ssh that hangs, a terminal that is paused: the reader lives, and reads no more."""
+    with subprocess.Popen(
+        [sys.executable, "-c", READ_NO_MORE],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert float(process.stdout.readline()) < 20  # and would otherwise be for ever
+        os.set_blocking(process.stderr.fileno(), False)
+        read = process.stderr.read()
+        os.set_blocking(process.stderr.fileno(), True)
+        _, rest = process.communicate("go\n", timeout=60)
+    *whole, torn = read.split("\n")
+    numbers = [json.loads(line)["number"] for line in whole]
+    assert numbers == list(range(len(numbers)))
+    assert numbers
+    # A line takes three pages of the pipe's sixteen: the last one that went into it is torn, and ended later.
+    assert torn.startswith("{")
+    end, *after = rest.splitlines()
+    assert end == ""
+    dropped, last = (json.loads(line) for line in after)
+    assert (dropped["event"], dropped["lines"]) == ("log.lines_dropped", 1000 - len(numbers))
+    assert last["event"] == "thing.went_on"
+
+
+def test_while_it_is_quiet_lines_wait_and_come_in_their_order() -> None:
+    text, quiet = io.StringIO(), False
+    configure(text, quiet=lambda: quiet)
+    get_logger().info("before")
+    quiet = True
+    get_logger().info("meanwhile", number=1)
+    thread = threading.Thread(target=lambda: get_logger().info("meanwhile", number=2))
+    thread.start()
+    thread.join()
+    assert [event["event"] for event in told(text)] == ["before"]
+    quiet = False
+    get_logger().info("after")
+    assert [(event["event"], event.get("number")) for event in told(text)] == [
+        ("before", None),
+        ("meanwhile", 1),
+        ("meanwhile", 2),
+        ("after", None),
+    ]
+    configure(io.StringIO())
 
 
 def test_logs_go_to_stderr_and_leave_stdout_to_the_answer() -> None:

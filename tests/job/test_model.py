@@ -22,13 +22,11 @@ from job.contract.recipe import BaseModelRef
 from job.model import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
-    Base,
     adapter_config,
     adapter_state,
     hardware,
     load,
     load_tokenizer,
-    locate,
     parameters,
     raise_adapter_to_fp32,
     read_adapter,
@@ -37,6 +35,7 @@ from job.model import (
 )
 from job.notice import Notice
 from job.train import Rows, Training
+from job.weights import Base, locate
 from tests.job.stack import adapted, bits, row, same_tensors, tiny_recipe
 
 DORA = {"rank": 4, "alpha": 8, "dora": True}

@@ -87,8 +87,26 @@ def test_the_first_reason_and_its_time_stay() -> None:
     assert (notice.given, notice.reason, notice.at) == (False, "", 0.0)
     notice.give("SIGTERM")
     at = notice.at
-    notice.give("the metadata server")
-    assert (notice.given, notice.reason, notice.at) == (True, "SIGTERM", at)
+    notice.give("the metadata server", grace_seconds=110.0)
+    assert (notice.given, notice.reason, notice.at, notice.grace_seconds) == (True, "SIGTERM", at, 0.0)
+
+
+def test_it_is_unanswered_from_its_giving_to_its_answer() -> None:
+    notice = Notice()
+    assert not notice.unanswered
+    notice.give("SIGTERM")
+    assert notice.unanswered
+    notice.answer()
+    assert not notice.unanswered
+    notice.give("SIGTERM")
+    assert (notice.given, notice.unanswered) == (True, False)
+
+
+def test_an_answer_before_the_question_keeps_nobody_silent() -> None:
+    notice = Notice()
+    notice.answer()  # the attempt is over
+    notice.give("SIGTERM")
+    assert not notice.unanswered
 
 
 def test_waiting_without_a_notice_takes_its_time_and_says_no() -> None:

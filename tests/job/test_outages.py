@@ -24,8 +24,9 @@ from typing import Any, Final, Self
 import pytest
 
 from job.checkpoints import committed, fetch
+from job.contract.layout import Key
 from job.contract.outcome import EXIT_CODES, Outcome
-from job.contract.records import CheckpointManifest
+from job.contract.records import CheckpointManifest, RunRecord
 from job.storage import open_store
 from tests.job.running import PATIENCE, Run, Zygote, start
 from tests.s3server import S3Server
@@ -122,12 +123,12 @@ class Live:
         events = (json.loads(line) for line in lines if line.startswith(b"{") and line.endswith(b"}"))
         return [event for event in events if event["event"] == name]
 
-    def until(self, name: str, **values: Any) -> dict[str, Any]:
-        """The first event of that name with these values, once it is there."""
+    def until(self, name: str, *, after: int = 0, **values: Any) -> dict[str, Any]:
+        """The first event of that name with these values, once it is there; the first `after` of them are skipped."""
         deadline = time.monotonic() + PATIENCE
         while True:
             over = self._code.done()
-            for event in self.events(name):
+            for event in self.events(name)[after:]:
                 if values.items() <= event.items():
                     return event
             told = self._log.read_text()[-3000:] if self._log.exists() else ""
@@ -276,6 +277,24 @@ def test_a_server_that_dies_with_half_an_upload_leaves_nothing_torn(
         assert server.proxy.breaks == breaks + 1
         assert failed["checkpoint"] in {event["checkpoint"] for event in live.events("checkpoint.committed")}
     assert_nothing_is_torn(run, tmp_path / "read")
+    assert_same(run, calm)
+
+
+def test_a_dataset_in_the_bucket_is_fetched_once_it_is_in_reach_and_makes_the_same_adapter(
+    zygote: Zygote, server: FreezingServer, calm: Run, tmp_path: Path
+) -> None:
+    run = Run(tmp_path, server.uri(uuid.uuid4().hex))
+    store, uri = open_store(run.bucket), f"{run.bucket}/data/rows.jsonl"
+    store.put_file(Key("data/rows.jsonl"), calm.folder / "rows.jsonl")
+    then = RunRecord.from_bytes(open_store(calm.bucket).get(calm.layout.recipe), name="recipe.json")
+    recipe = then.recipe.model_copy(update={"dataset": then.recipe.dataset.model_copy(update={"train": uri})})
+    moved = {"recipe": recipe, "recipe_digest": recipe.digest(), "train": then.train.model_copy(update={"uri": uri})}
+    store.put_new(run.layout.recipe, then.model_copy(update=moved).to_bytes())
+    server.cut()
+    with forked(zygote, run) as live:
+        live.until("store.unreachable")
+        server.mend()
+        assert live.exit() == 0, live.said
     assert_same(run, calm)
 
 

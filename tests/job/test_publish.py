@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-import yaml  # type: ignore[import-untyped]
+import yaml
 
 from job.checkpoints import digest_file, fetch_verified
 from job.contract.errors import NotFound, Unreachable

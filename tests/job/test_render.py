@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from job.contract.errors import DatasetInvalid, ModelInvalid
 from job.dataset.reader import ROLES, LineNumber, Message, Row
 from job.dataset.render import IGNORED, RenderedRow, render, split, tokens_digest
-from job.model import Base, load_tokenizer
+from job.model import load_tokenizer
 from job.tiny import SPECIAL_TOKENS
+from job.weights import Base
 from tests.job import stack
 
 END = "<|im_end|>"

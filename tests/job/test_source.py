@@ -113,3 +113,20 @@ def test_a_store_out_of_reach_is_no_fault_of_the_dataset(remote: str, s3_server:
     s3_server.cut()
     with pytest.raises(Unreachable):
         fetch_dataset(digest_of(remote), tmp_path / "data")
+
+
+def test_a_mounted_file_is_used_where_it_is_and_the_store_is_not_asked(tmp_path: Path) -> None:
+    mounted = tmp_path / "mounted.jsonl"
+    mounted.write_bytes(ROWS)
+    nowhere = digest_of("s3://no-such-bucket-anywhere/rows.jsonl")
+    assert fetch_dataset(nowhere, tmp_path / "data", mounted=mounted) == mounted
+
+
+def test_a_mount_that_is_missing_or_holds_other_bytes_is_passed_over(tmp_path: Path, s3_uri: str) -> None:
+    remote = f"{s3_uri}/rows.jsonl"
+    store, key = open_object(remote)
+    store.put_new(key, ROWS)
+    other = tmp_path / "other.jsonl"
+    other.write_bytes(ROWS + b"\n")
+    for mounted in (tmp_path / "absent.jsonl", other):
+        assert fetch_dataset(digest_of(remote), tmp_path / "data", mounted=mounted).read_bytes() == ROWS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import itertools
 import json
 import os
@@ -23,14 +24,17 @@ from job.storage import MULTIPART_BYTES, Store, open_store
 from tests.job.storage_worker import is_whole, sealed
 
 ROOT = Path(__file__).parents[2]
-KINDS = ("file", "s3")
+KINDS = ("file", "s3", pytest.param("ceph", marks=[pytest.mark.machine, pytest.mark.slow]))
+
+
+def place_of(kind: str, request: pytest.FixtureRequest, folder: Path) -> str:
+    """Uri of an empty store of that kind."""
+    return (folder / "bucket").as_uri() if kind == "file" else str(request.getfixturevalue(f"{kind}_uri"))
 
 
 @pytest.fixture(params=KINDS)
 def uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "s3":
-        return str(request.getfixturevalue("s3_uri"))
-    return (tmp_path / "bucket").as_uri()
+    return place_of(request.param, request, tmp_path)
 
 
 @pytest.fixture
@@ -89,7 +93,7 @@ def test_1_and_4_killed_writers_leave_whole_objects_and_all_whose_put_returned(
     kind: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     rounds, longest, size = (25, 0.06, 2_000_000) if kind == "file" else (5, 0.6, MULTIPART_BYTES + 1_000_000)
-    place = str(request.getfixturevalue("s3_uri")) if kind == "s3" else (tmp_path / "bucket").as_uri()
+    place = place_of(kind, request, tmp_path)
     store = open_store(place)
     report = tmp_path / "report"
     report.touch()
@@ -371,6 +375,7 @@ def small_files_only(limit: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
+@pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
 @pytest.mark.parametrize("size", [200_000, 2 * MULTIPART_BYTES])
 def test_7_a_full_disk_is_worth_another_try_and_leaves_nothing_behind(store: Store, tmp_path: Path, size: int) -> None:
     target = tmp_path / "target"
@@ -378,6 +383,7 @@ def test_7_a_full_disk_is_worth_another_try_and_leaves_nothing_behind(store: Sto
     store.put_file(Key("big"), a_file(tmp_path, bytes(size)))
     with small_files_only(65536), pytest.raises(Unreachable, match="no space left for"):
         store.get_file(Key("big"), target / "got")
+    gc.collect()  # boto3 leaves the connection of a download that broke here to the garbage collector
     assert list(target.iterdir()) == []
     store.get_file(Key("big"), target / "got")
 

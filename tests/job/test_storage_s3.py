@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import time
 from collections.abc import Callable
@@ -11,9 +12,19 @@ from pathlib import Path
 import boto3
 import pytest
 
-from job.contract.errors import AccessRefused, AlreadyExists, BadInput, FtjobError, NotFound, Unreachable
+from job.contract.errors import (
+    AccessRefused,
+    AlreadyExists,
+    BadInput,
+    FtjobError,
+    Garbled,
+    NotFound,
+    StorageError,
+    Unreachable,
+)
 from job.contract.layout import Key
 from job.storage import MULTIPART_BYTES, Store, open_store
+from job.storage.s3_account import make_client
 from tests.job.scripted_s3 import LOST, OK, Answer, ScriptedS3
 from tests.job.storage_worker import is_whole, sealed
 from tests.job.test_storage import a_file, keys
@@ -37,8 +48,8 @@ def test_a_bucket_that_does_not_exist_is_named_whatever_is_asked(s3_server: S3Se
     for name, call in every_call(open_store("s3://no-such-bucket/prefix"), tmp_path).items():
         with pytest.raises(AccessRefused) as caught:
             call()
-        assert caught.value.message == "bucket no-such-bucket does not exist", name
-        assert caught.value.hint == "create it, or correct the bucket's name"
+        assert caught.value.message == f"bucket no-such-bucket does not exist at {s3_server.endpoint}", name
+        assert "aws s3 mb s3://no-such-bucket" in caught.value.hint
     assert not (tmp_path / "got").exists()
 
 
@@ -105,6 +116,82 @@ def test_objects_of_other_people_under_names_that_are_no_keys_are_left_alone(s3_
     client.put_object(Bucket=BUCKET, Key=s3_uri.rpartition("/")[2] + "/folder/", Body=b"")
     client.close()
     assert keys(store) == ["folder/a"]
+
+
+# Server, region, profile and style
+
+
+def asked(monkeypatch: pytest.MonkeyPatch, **variables: str) -> tuple[str, str]:
+    """Path and Authorization of the request that a put makes under these variables. "{}" stands for the endpoint."""
+    with ScriptedS3(OK) as script:
+        store = scripted(script, monkeypatch)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value.replace("{}", script.endpoint.replace(HOST, "localhost")))
+        store.put_new(Key("a"), b"here")
+        (_, path), headers = script.requests[-1], script.headers[-1]
+        return f"{headers['Host'].partition(':')[0]}{path}", headers["Authorization"]
+
+
+def test_ftjobs_own_endpoint_comes_before_those_of_all_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    where, _ = asked(monkeypatch, AWS_ENDPOINT_URL="http://127.0.0.1:9", FTJOB_S3_ENDPOINT="{}")
+    assert where == "localhost/bucket/prefix/a"
+
+
+@pytest.mark.parametrize(
+    ("variables", "region"),
+    [
+        ({}, "us-east-1"),  # AWS_DEFAULT_REGION of all tests
+        ({"AWS_REGION": "eu-west-3"}, "eu-west-3"),
+        ({"AWS_REGION": "eu-west-3", "FTJOB_S3_REGION": "sa-east-1"}, "sa-east-1"),
+    ],
+)
+def test_the_region_is_ftjobs_own_else_the_one_of_all_programs(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], region: str
+) -> None:
+    _, signed = asked(monkeypatch, **variables)
+    assert f"/{region}/s3/" in signed
+
+
+@pytest.mark.parametrize(
+    ("style", "endpoint", "bucket", "url"),
+    [
+        ("", "https://minio.example.com:9000", "mine", "https://minio.example.com:9000/mine/a"),
+        ("true", "https://minio.example.com:9000", "mine", "https://minio.example.com:9000/mine/a"),
+        ("false", "https://minio.example.com:9000", "mine", "https://mine.minio.example.com:9000/a"),
+        ("", "", "mine", "https://mine.s3.amazonaws.com/a"),
+        ("", "", "my.own", "https://s3.amazonaws.com/my.own/a"),
+        ("true", "", "mine", "https://s3.amazonaws.com/mine/a"),
+    ],
+)
+def test_the_bucket_stands_in_the_path_or_in_the_host_name(
+    monkeypatch: pytest.MonkeyPatch, style: str, endpoint: str, bucket: str, url: str
+) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
+    monkeypatch.setenv("FTJOB_S3_PATH_STYLE", style)
+    monkeypatch.setenv("FTJOB_S3_ENDPOINT", endpoint)
+    with contextlib.closing(make_client(bucket)) as client:
+        signed = client.generate_presigned_url("get_object", Params={"Bucket": bucket, "Key": "a"})
+    assert signed.partition("?")[0] == url
+
+
+def test_a_style_that_is_none_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(BadInput, match="FTJOB_S3_PATH_STYLE is 'maybe'"):
+        asked(monkeypatch, FTJOB_S3_PATH_STYLE="maybe")
+
+
+def test_a_region_that_is_none_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(BadInput, match="the S3 region is none"):
+        asked(monkeypatch, AWS_REGION="not a region")
+
+
+def test_ftjobs_own_profile_comes_before_the_keys_of_all_programs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "credentials").write_text("[mine]\naws_access_key_id = MYOWNKEY\naws_secret_access_key = x\n")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    _, signed = asked(monkeypatch, FTJOB_S3_PROFILE="mine")
+    assert "Credential=MYOWNKEY/" in signed
 
 
 # Networks
@@ -229,31 +316,82 @@ def test_2_an_object_deleted_while_it_is_compared_is_worth_another_try(monkeypat
 
 
 @pytest.mark.parametrize(
-    ("answer", "error", "hint"),
+    ("answer", "error", "said", "hint"),
     [
-        (Answer.error(403, "AccessDenied"), AccessRefused, "check the credentials"),
-        (Answer.error(403, "SignatureDoesNotMatch"), AccessRefused, "check the credentials"),
-        (Answer.error(403, "AccountProblem"), AccessRefused, "check the credentials"),
-        (Answer.error(401, "Unauthorized"), AccessRefused, "check the credentials"),
-        (Answer.error(400, "ExpiredToken"), AccessRefused, "check the credentials"),
-        (Answer.error(403, "RequestTimeTooSkewed"), AccessRefused, "set this machine's clock"),
-        (Answer.error(400, "InvalidArgument"), AccessRefused, "the same again"),
-        (Answer.error(405, "MethodNotAllowed"), AccessRefused, "the same again"),
-        (Answer.error(501, "NotImplemented"), AccessRefused, "use another one"),
-        (Answer.error(404, "NoSuchKey"), NotFound, ""),
-        (Answer.error(404, "NoSuchBucket"), AccessRefused, "create it"),
-        (Answer.error(507, "InsufficientStorage"), Unreachable, ""),
+        (Answer.error(403, "AccessDenied"), AccessRefused, "s3:GetObject is not allowed", "allow s3:GetObject in"),
+        (Answer.error(403, "AccountProblem"), AccessRefused, "AccountProblem: as scripted", "other credentials"),
+        (Answer.error(401, "Unauthorized"), AccessRefused, "s3:GetObject is not allowed", "other credentials"),
+        (Answer.error(403, "InvalidAccessKeyId"), AccessRefused, "knows no such access key", "AWS_ACCESS_KEY_ID"),
+        (Answer.error(403, "SignatureDoesNotMatch"), AccessRefused, "the secret key is not", "AWS_SECRET_ACCESS_KEY"),
+        (Answer.error(400, "ExpiredToken"), AccessRefused, "have expired", "aws sso login"),
+        (Answer.error(400, "InvalidToken"), AccessRefused, "the session token does not", "AWS_SESSION_TOKEN"),
+        (Answer.error(403, "RequestTimeTooSkewed"), AccessRefused, "this machine's clock", "set this machine's clock"),
+        (Answer.error(400, "InvalidArgument"), AccessRefused, "InvalidArgument", "the same again"),
+        (Answer.error(405, "MethodNotAllowed"), AccessRefused, "MethodNotAllowed", "the same again"),
+        (Answer.error(501, "NotImplemented"), AccessRefused, "NotImplemented", "use another one"),
+        (Answer.error(404, "NoSuchKey"), NotFound, "s3://bucket/prefix/a does not exist", ""),
+        (Answer.error(404, "NoSuchBucket"), AccessRefused, "bucket bucket does not exist", "aws s3 mb s3://bucket"),
+        (Answer.error(507, "InsufficientStorage"), Unreachable, "InsufficientStorage", ""),
+        (Answer(301), Garbled, "does not answer as S3 servers do", "http or https?"),
+        (Answer(302), Garbled, "does not answer as S3 servers do", "login"),
+        (
+            Answer(400, b"<Error><Code>PermanentRedirect</Code><Endpoint>there.example.com</Endpoint></Error>"),
+            AccessRefused,
+            "will not answer there and sends on to there.example.com",
+            "AWS_ENDPOINT_URL",
+        ),
+        (
+            Answer(400, b"<Error><Code>AuthorizationHeaderMalformed</Code><Region>eu-west-3</Region></Error>"),
+            AccessRefused,
+            "bucket bucket lies in region eu-west-3",
+            "AWS_REGION=eu-west-3",
+        ),
     ],
 )
-def test_7_what_a_server_refuses_tells_whether_trying_again_may_help(
-    monkeypatch: pytest.MonkeyPatch, answer: Answer, error: type[FtjobError], hint: str
+def test_7_what_a_server_refuses_is_told_apart_and_tells_whether_trying_again_may_help(
+    monkeypatch: pytest.MonkeyPatch, answer: Answer, error: type[FtjobError], said: str, hint: str
 ) -> None:
     with ScriptedS3(answer) as script:
         store = scripted(script, monkeypatch)
         with pytest.raises(error) as caught:
             store.get(Key("a"))
     assert type(caught.value) is error
+    assert said in caught.value.message
     assert hint in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("status", "code"), [(400, "ExpiredToken"), (403, "InvalidAccessKeyId"), (404, "NoSuchBucket"), (404, "NoSuchKey")]
+)
+def test_7_a_download_says_as_much_as_a_read(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, status: int, code: str
+) -> None:
+    with ScriptedS3(Answer.error(status, code)) as script:
+        store = scripted(script, monkeypatch)
+        with pytest.raises(StorageError) as whole:
+            store.get(Key("a"))
+        with pytest.raises(StorageError) as caught:
+            store.get_file(Key("a"), tmp_path / "got")
+    assert (type(caught.value), str(caught.value)) == (type(whole.value), str(whole.value))
+
+
+@pytest.mark.parametrize(
+    ("name", "action"),
+    [
+        ("put_new", "s3:PutObject"),
+        ("put_file", "s3:PutObject"),
+        ("get_file", "s3:GetObject"),
+        ("list", "s3:ListBucket"),
+        ("delete", "s3:DeleteObject"),
+    ],
+)
+def test_7_what_is_not_allowed_is_named_as_policies_name_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, action: str
+) -> None:
+    with ScriptedS3(Answer.error(403, "AccessDenied")) as script:
+        call = every_call(scripted(script, monkeypatch), tmp_path)[name]
+        with pytest.raises(AccessRefused, match=f"at {script.endpoint}: {action} is not allowed"):
+            call()
 
 
 def test_7_a_busy_server_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -272,14 +410,18 @@ def test_7_a_busy_server_is_unreachable_in_the_end(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("body", [b"", b"Please log in to this network", b"<html><p>Please log in", b"<html></html>"])
-@pytest.mark.parametrize("status", [200, 500])
+@pytest.mark.parametrize("status", [200, 404, 500])
 def test_7_an_answer_that_is_not_s3s_is_no_empty_listing(
     monkeypatch: pytest.MonkeyPatch, status: int, body: bytes
 ) -> None:
     with ScriptedS3(Answer(status, body)) as script:
         store = scripted(script, monkeypatch)
-        with pytest.raises(Unreachable, match="s3://bucket/prefix"):
+        with pytest.raises(Unreachable, match="s3://bucket/prefix") as caught:
             list(store.list(""))
+        # botocore makes a 500 of a listing that cannot be read at all.
+        assert isinstance(caught.value, Garbled) == (
+            status == 404 or (status == 200 and body in (b"", b"<html></html>"))
+        )
 
 
 def test_opening_a_store_contacts_nobody(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from job.model import Base
 from job.tiny import SPECIAL_TOKENS, write_tiny_model
+from job.weights import Base
 from tests.job import stack
 
 GOLDEN = {

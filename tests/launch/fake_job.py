@@ -95,6 +95,10 @@ class FakeJob:
                 pid=os.getpid(),
                 host="here",
                 infra=self.environ.infra,
+                submission=self.environ.submission,
+                machine_id="here",
+                up_seconds=0,
+                heartbeat_seconds=self.environ.heartbeat_seconds,
             )
             try:
                 self.store.put_new(self.layout.claim(attempt), claim.to_bytes())
@@ -151,7 +155,13 @@ class FakeJob:
 
     def end(self, outcome: Outcome, step: int, message: str) -> int:
         end = AttemptEnd(
-            attempt=self.attempt, nonce=self.nonce, ended_at=now(), outcome=outcome, step=step, message=message
+            attempt=self.attempt,
+            nonce=self.nonce,
+            ended_at=now(),
+            outcome=outcome,
+            step=step,
+            message=message,
+            elapsed=0,
         )
         self.store.put_new(self.layout.end(self.attempt), end.to_bytes())
         self.log("job.ended", outcome=outcome)

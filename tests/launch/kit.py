@@ -20,6 +20,7 @@ from job.storage import open_store
 from launch.begin import create_run, new_record
 from launch.cli import cli
 from launch.local import LocalBackend
+from launch.plan import Plan
 from launch.resolve import resolve
 from launch.restart import RestartPolicy
 from launch.settings import Settings
@@ -84,13 +85,18 @@ class Desk:
         self.submitted.append(run_id)
         return record
 
+    def order(self, record: RunRecord) -> Plan:
+        """What starts a run here."""
+        return Plan.of(record, bucket=self.store.uri, backend="local", max_restarts=20)
+
     def submit(self, run_id: str, *, max_restarts: int = 20, **plan: Any) -> LocalBackend:
         """A new run, started."""
         self.plan = plan
         record, backend = self.create(run_id), self.backend()
         environ = backend.environ(record, bucket=self.store.uri, git_commit=None)
         # The shortest grace that a loaded machine keeps.
-        backend.submit(record, environ.model_copy(update={"grace_seconds": 0.5}), max_restarts=max_restarts)
+        order = self.order(record).model_copy(update={"max_restarts": max_restarts})
+        backend.submit(order, environ.model_copy(update={"grace_seconds": 0.5}), {})
         return backend
 
     def ftjob(self, *arguments: str | Path) -> Result:

@@ -16,13 +16,13 @@ from click.testing import CliRunner
 
 from job.contract.layout import Key, RunLayout, Uri
 from job.contract.metrics import Heartbeat, dump_lines
-from job.contract.records import AttemptClaim
 from job.storage import open_store
 from launch.backend import DEFAULT_MAX_RESTARTS
 from launch.cli import cli
 from launch.home import Remembered, forget, remember
 from launch.local import LocalBackend
 from launch.restart import RestartPolicy
+from tests.contract import examples
 from tests.launch.fake_job import ADAPTER_FILES
 from tests.launch.kit import Desk, make_recipe
 
@@ -211,7 +211,7 @@ def test_a_run_that_may_live_elsewhere_is_left_alone_for_a_while(desk: Desk) -> 
     desk.create("far")
     forget(desk.home, "far")
     layout, now = RunLayout("far"), datetime.now(UTC)
-    claim = AttemptClaim(attempt=1, nonce="n", claimed_at=now, pid=1, host="far-away", infra={})
+    claim = examples.claim().model_copy(update={"claimed_at": now, "host": "far-away"})
     desk.store.put_new(layout.claim(1), claim.to_bytes())
     beat = Heartbeat(at=now - timedelta(seconds=30), phase="training")
     desk.store.put_new(layout.metrics_object(1, 0), dump_lines([beat]))

@@ -134,7 +134,7 @@ def test_a_second_supervisor_for_a_live_run_is_refused(desk: Desk) -> None:
 
     run = read_run(desk.store, "twice")
     with pytest.raises(BadInput, match=r"still running, pid \d+"):
-        backend.submit(run, backend.environ(run, bucket=desk.store.uri, git_commit=None))
+        backend.submit(desk.order(run), backend.environ(run, bucket=desk.store.uri, git_commit=None), {})
     # And when the look before the start saw nothing, the lock decides.
     answer = backend._start_supervisor(
         RunFolder.of(desk.home, "twice"), "twice", backend.environ(run, bucket=desk.store.uri, git_commit=None), 0
@@ -145,7 +145,7 @@ def test_a_second_supervisor_for_a_live_run_is_refused(desk: Desk) -> None:
 def test_a_job_that_cannot_be_started_ends_the_run(desk: Desk) -> None:
     backend = LocalBackend(desk.home, job_command=("/nonexistent/program",))
     run = desk.create("no-program")
-    backend.submit(run, backend.environ(run, bucket=desk.store.uri, git_commit=None))
+    backend.submit(desk.order(run), backend.environ(run, bucket=desk.store.uri, git_commit=None), {})
     seen = over(desk, "no-program", backend)
     assert seen.status is Status.INTERRUPTED
     assert "could not be started" in seen.message
@@ -155,7 +155,7 @@ def test_what_a_dead_job_left_behind_is_killed(desk: Desk) -> None:
     leave = "import subprocess, sys; print(subprocess.Popen(['sleep', '600']).pid, flush=True); sys.exit(2)"
     backend = LocalBackend(desk.home, job_command=(sys.executable, "-c", leave))
     run = desk.create("leftover")
-    backend.submit(run, backend.environ(run, bucket=desk.store.uri, git_commit=None))
+    backend.submit(desk.order(run), backend.environ(run, bucket=desk.store.uri, git_commit=None), {})
     assert over(desk, "leftover", backend).status is Status.FAILED
     left = next(int(line) for line in backend.logs("leftover", follow=False) if line.isdecimal())
     wait_for(lambda: identify(left) is None)
@@ -185,7 +185,7 @@ def test_the_job_gets_its_own_variables_and_no_leftovers(desk: Desk, monkeypatch
     show = "import json, os, sys; print(json.dumps([dict(os.environ), os.getcwd()]))"
     backend = LocalBackend(desk.home, job_command=(sys.executable, "-c", show))
     run = desk.create("variables")
-    backend.submit(run, backend.environ(run, bucket=desk.store.uri, git_commit="abc"))
+    backend.submit(desk.order(run), backend.environ(run, bucket=desk.store.uri, git_commit="abc"), {})
     over(desk, "variables", backend)
     found = [json.loads(line) for line in backend.logs("variables", follow=False)]
     variables, folder = next(line for line in found if isinstance(line, list))

@@ -11,10 +11,11 @@ import pytest
 
 from job.contract.errors import DatasetInvalid, IdentityMismatch, ModelInvalid
 from job.contract.layout import Key
-from job.contract.recipe import read_recipe
+from job.contract.recipe import BaseModelRef, read_recipe
 from job.storage import open_store
 from launch.begin import new_record, new_run_id
 from launch.resolve import Resolved, check_same_recipe, check_unchanged, commit_of, dataset_uri, resolve
+from tests.hubserver import HubServer
 from tests.launch.kit import make_recipe
 
 BUCKET = "s3://mine/ftjob"
@@ -115,6 +116,9 @@ def test_a_dataset_in_s3_is_digested_and_a_missing_one_refused(tmp_path: Path, s
 # ---------------------------------------------------------------------------------------------------- base models
 
 
+MODEL = {"config.json": b"{}", "model.safetensors": b"1234", "tokenizer.json": b"{}"}
+
+
 def model_folder(folder: Path, *names: str) -> Path:
     folder.mkdir()
     for name in names:
@@ -128,9 +132,70 @@ def test_a_local_model_becomes_an_absolute_path(tmp_path: Path) -> None:
     assert resolved(path).recipe.base_model.id == str(tmp_path / "model")
 
 
-@pytest.mark.parametrize("model", ["builtin:tiny", "meta-llama/Llama-3.1-8B"])
-def test_other_models_are_left_alone(tmp_path: Path, model: str) -> None:
-    assert resolved(make_recipe(tmp_path, base_model={"id": model})).recipe.base_model.id == model
+def test_a_file_uri_is_the_folder_it_names(tmp_path: Path) -> None:
+    folder = model_folder(tmp_path / "my model", "config.json", "model.safetensors")
+    found = resolved(make_recipe(tmp_path / "recipes", base_model={"id": folder.as_uri()}))
+    assert found.recipe.base_model.id == str(folder)
+    assert (found.base_model.files, found.base_model.bytes) == (("config.json", "model.safetensors"), 4)
+
+
+def test_the_built_in_model_is_left_alone(tmp_path: Path) -> None:
+    assert resolved(make_recipe(tmp_path, base_model={"id": "builtin:tiny"})).recipe.base_model.id == "builtin:tiny"
+
+
+def test_a_model_on_the_hub_is_pinned_and_its_pin_is_in_the_digest(tmp_path: Path, hub: HubServer) -> None:
+    commit = hub.add("org/model", MODEL)
+    path = make_recipe(tmp_path, base_model={"id": "org/model"})
+    first = resolved(path)
+    assert first.recipe.base_model == BaseModelRef(id="org/model", revision=commit)
+    assert first.base_model.bytes == sum(map(len, MODEL.values()))
+    hub.add("org/model", MODEL | {"config.json": b"[]"})
+    assert resolved(path).recipe.digest() != first.recipe.digest()
+
+
+def test_the_token_of_the_environment_is_the_one_that_asks(
+    tmp_path: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.add("org/model", MODEL, gated=True)
+    path = make_recipe(tmp_path, base_model={"id": "org/model"})
+    with pytest.raises(ModelInvalid, match="gated"):
+        resolved(path)
+    monkeypatch.setenv("HF_TOKEN", hub.account("hf_member", "org/model"))
+    found = resolved(path)
+    assert found.base_model.files
+    assert "hf_member" not in str(found)
+
+
+def test_a_model_in_a_bucket_is_listed_and_only_what_is_read_of_it_counts(tmp_path: Path, s3_uri: str) -> None:
+    store = open_store(f"{s3_uri}/model")
+    for name, data in (MODEL | {"README.md": b"hello", "old/model.safetensors": b"1"}).items():
+        store.put_new(Key(name), data)
+    found = resolved(make_recipe(tmp_path, base_model={"id": f"{s3_uri}/model/"}))
+    assert found.recipe.base_model.id == f"{s3_uri}/model"
+    assert found.base_model.files == tuple(sorted(MODEL))
+    assert found.base_model.bytes == sum(map(len, MODEL.values()))
+    assert resolve(found.recipe, folder=Path("/"), bucket="s3://other") == found
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        ((), "nothing is stored there"),
+        (("config.json",), r"no \*.safetensors"),
+        (("config.json", "x.bin"), "pickles only"),
+    ],
+)
+def test_a_bucket_without_a_model_is_refused(tmp_path: Path, s3_uri: str, names: tuple[str, ...], said: str) -> None:
+    for name in names:
+        open_store(s3_uri).put_new(Key(name), b"{}")
+    with pytest.raises(ModelInvalid, match=said):
+        resolved(make_recipe(tmp_path, base_model={"id": s3_uri}))
+
+
+def test_a_bucket_that_is_none_or_may_not_be_read_is_the_models_fault(tmp_path: Path, s3_uri: str) -> None:
+    for place in ("s3://", "s3:///model", "s3://no-such-bucket-here/model"):
+        with pytest.raises(ModelInvalid, match=place):
+            resolved(make_recipe(tmp_path, base_model={"id": place}))
 
 
 @pytest.mark.parametrize(
@@ -165,6 +230,22 @@ def test_a_changed_dataset_is_named(tmp_path: Path) -> None:
     rows.write_text(rows.read_text().replace("4", "5"))
     with pytest.raises(IdentityMismatch, match=r"dataset\.train .*rows\.jsonl has changed"):
         check_unchanged(record)
+
+
+def test_a_branch_that_moved_on_is_told_from_another_recipe(tmp_path: Path, hub: HubServer) -> None:
+    old = hub.add("org/model", MODEL)
+    path = make_recipe(tmp_path, base_model={"id": "org/model"})
+    record = new_record(resolved(path), run_id="one", now=datetime.now(UTC))
+    check_same_recipe(record, resolved(path).recipe, name="recipe.json")
+    new = hub.add("org/model", MODEL | {"config.json": b"[]"})
+    with pytest.raises(IdentityMismatch, match=f"now at commit {new}.*{old}: the branch has moved on") as caught:
+        check_same_recipe(record, resolved(path).recipe, name="recipe.json")
+    assert "leave the recipe out" in caught.value.hint
+    make_recipe(tmp_path, base_model={"id": "org/model", "revision": old})
+    check_same_recipe(record, resolved(path).recipe, name="recipe.json")
+    make_recipe(tmp_path, base_model={"id": "org/model"}, training={"seed": 7})
+    with pytest.raises(IdentityMismatch, match=r"base_model.revision .*, training.seed \(42 -> 7\)"):
+        check_same_recipe(record, resolved(path).recipe, name="recipe.json")
 
 
 def test_another_recipe_is_refused_with_every_key_that_differs(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from job.storage import ObjectInfo, Progress, Store
 from launch.backend import Described
 from launch.runs import RunReader, list_runs
 from launch.view import Facts, exit_code_of, view_of
+from tests.contract import examples
 from tests.launch.kit import Desk
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -30,11 +31,12 @@ def at(seconds: float) -> datetime:
 
 
 def claim(attempt: int, seconds: float = 0) -> AttemptClaim:
-    return AttemptClaim(attempt=attempt, nonce="n", claimed_at=at(seconds), pid=1, host="h", infra={})
+    return examples.claim(attempt).model_copy(update={"claimed_at": at(seconds)})
 
 
 def ended(attempt: int, outcome: Outcome, message: str = "so it is", hint: str = "") -> AttemptEnd:
-    return AttemptEnd(attempt=attempt, nonce="n", ended_at=at(9), outcome=outcome, step=1, message=message, hint=hint)
+    said = {"ended_at": at(9), "message": message, "hint": hint}
+    return examples.end(outcome, attempt, step=1).model_copy(update=said)
 
 
 def restored(step: int) -> Restored:

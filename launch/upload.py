@@ -1,0 +1,52 @@
+"""Datasets of this machine, put where a rented one can read them: into the run's bucket, under their digest."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.progress import DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+
+from job.contract.layout import Uri, dataset_key
+from job.contract.records import DatasetDigest, RunRecord
+from job.dataset.source import local_path
+from job.storage import Store, open_object
+from launch.plan import Upload
+
+
+def into_bucket(record: RunRecord, store: Store) -> tuple[RunRecord, tuple[Upload, ...]]:
+    """The record with every dataset in the bucket, and what has to be put there for that to be true.
+
+    Nothing is uploaded yet. A bucket that is a folder of this machine is of no use to another, and left to be refused.
+    """
+    if not store.uri.startswith("s3://"):
+        return record, ()
+    uploads = []
+    moved: dict[str, DatasetDigest] = {}
+    for name, digest in (("train", record.train), ("held_out", record.held_out)):
+        if digest is not None and local_path(digest.uri) is not None:
+            uri = Uri(f"{store.uri}/{dataset_key(digest.sha256)}")
+            uploads.append(Upload(source=Uri(digest.uri), uri=uri))
+            moved[name] = digest.model_copy(update={"uri": uri})
+    dataset = record.recipe.dataset.model_copy(update={name: digest.uri for name, digest in moved.items()})
+    recipe = record.recipe.model_copy(update={"dataset": dataset})
+    return record.model_copy(update={**moved, "recipe": recipe}), tuple(uploads)
+
+
+def put_dataset(upload: Upload) -> None:
+    """Upload it, with a progress bar in a terminal, unless it is there already.
+
+    The key says which bytes it holds, so whoever finds it there need not send them again; the job verifies them.
+
+    Raises:
+        StorageError: the bucket refuses, or is out of reach for now.
+    """
+    path = local_path(upload.source)
+    assert path is not None  # noqa: S101 - only files of this machine are uploaded
+    store, key = open_object(upload.uri)
+    size = path.stat().st_size
+    if any(info.key == key and info.size == size for info in store.list(key)):
+        return
+    console = Console(stderr=True)
+    columns = (*Progress.get_default_columns()[:2], DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
+        task = bar.add_task(f"uploading {path.name}", total=size)
+        store.put_file(key, path, lambda count: bar.advance(task, count))
