@@ -30,10 +30,11 @@ def main() -> int:
     notice.listen()  # before anything else: until then a SIGTERM is the default death
     # imported only now, so that the notice is listened to as early as can be
     from job import logs
-    from job.attempt import Attempt, Ending
+    from job.attempt import Attempt
     from job.contract.environ import JobEnviron
     from job.contract.errors import BadInput, FtjobError, Unreachable
     from job.contract.outcome import EXIT_CODES, Outcome
+    from job.ending import Ending
     from job.metadata import cloud_named, watch
 
     logs.configure(quiet=lambda: notice.unanswered)  # no printing before an emergency save

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from job import checkpoints, sealed, spool
+from job.ceiling import Ceiling
 from job.claim import claim_next, is_published, read_run
 from job.contract.environ import JobEnviron
 from job.contract.errors import (
@@ -24,23 +22,24 @@ from job.contract.errors import (
 )
 from job.contract.identity import check_resumable
 from job.contract.layout import CheckpointName, RunLayout
-from job.contract.metrics import Committed, Published, Restored
-from job.contract.outcome import Outcome
+from job.contract.metrics import Committed, Restored
+from job.contract.outcome import EXIT_CODES, Outcome
 from job.contract.records import AttemptClaim, AttemptEnd, DatasetDigest, RunRecord
 from job.dataset.reader import Row, read_rows
 from job.dataset.source import fetch_dataset
+from job.deliver import Delivery
+from job.ending import Ending
 from job.journal import Journal, now
 from job.logs import bind, get_logger
 from job.notice import Notice
-from job.passport import read_story
 from job.patience import insist
-from job.publish import publish, write_papers
 from job.storage import Store, open_store
 from job.storage.store import translate_os_error
 
 if TYPE_CHECKING:
     from job.callbacks import Reason
     from job.loading import Loaded
+    from job.train import Training
 
 T = TypeVar("T")
 
@@ -49,14 +48,8 @@ _LAST_WORDS: Final = 0.2
 _LOOK_SECONDS: Final = 0.1
 
 
-@dataclass(frozen=True)
-class Ending:
-    """How the attempt ended, for its record and its exit code."""
-
-    outcome: Outcome
-    message: str
-    hint: str = ""
-    step: int = 0
+class _BudgetSpent(Exception):
+    """Not even landing can be paid for."""
 
 
 class _NoticeGiven(Exception):
@@ -73,6 +66,7 @@ class Attempt:
         self._store = open_store(environ.bucket) if store is None else store
         self._layout = RunLayout(environ.run_id)
         self._upload_seconds = 0.0
+        self._ceiling: Ceiling | None = None
 
     def live(self) -> Ending:
         """Live it.
@@ -85,14 +79,19 @@ class Attempt:
             record = self._insist("recipe", lambda: read_run(self._store, self._layout))
             if self._insist("adapter", lambda: is_published(self._store, self._layout)):
                 return Ending(Outcome.DONE, "the adapter is published already")
+            # From before the claim, which reads how long this machine has been up: no second in between is unpaid.
+            began = time.monotonic()
             claim = claim_next(self._store, self._layout, self._environ, insist=self._insist)
         except _NoticeGiven:
             return Ending(Outcome.PREEMPTED, f"stopped by {self._notice.reason} before it began")
         bind(attempt=claim.attempt)
         get_logger().info("attempt.claimed", claim=claim.attempt)
         beat = self._environ.heartbeat_seconds
-        with Journal(self._store, self._layout, attempt=claim.attempt, heartbeat_seconds=beat) as journal:
+        attempt = claim.attempt
+        with Journal(self._store, self._layout, attempt=attempt, heartbeat_seconds=beat, began=began) as journal:
             ending = self._one_too_many(claim) or self._ending(record, claim, journal)
+            if self._ceiling is not None:
+                self._ceiling.close()
             self._record_end(claim, ending, journal)
         return ending
 
@@ -110,7 +109,13 @@ class Attempt:
     def _ending(self, record: RunRecord, claim: AttemptClaim, journal: Journal) -> Ending:
         """Train and publish; whatever goes wrong becomes an ending."""
         try:
+            self._ceiling = self._insist("budget", lambda: self._open_ceiling(claim, journal))
+            if self._ceiling.is_too_late_to_begin:
+                raise _BudgetSpent(self._ceiling.why)
             return self._train_and_publish(record, claim, journal)
+        except _BudgetSpent as spent:
+            why = f"{spent}: nothing is left to train or to publish with"
+            return Ending(Outcome.OUT_OF_BUDGET, why, self._more_budget())
         except _NoticeGiven:
             return Ending(Outcome.PREEMPTED, f"stopped by {self._notice.reason}; nothing was left unsaved")
         except Unreachable as error:
@@ -145,11 +150,11 @@ class Attempt:
         )
         try:
             journal.phase("training")
-            stopped = self._train(loaded, claim, journal, uploads)
+            stopped = self._train(record, loaded, claim, journal, uploads)
             if stopped is not None:
                 return stopped
             journal.phase("publishing")
-            return self._publish(record, loaded, claim, journal, uploads)
+            return self._delivery(record, loaded, claim, journal, uploads).publish()
         finally:
             uploads.close()
 
@@ -165,6 +170,21 @@ class Attempt:
     def _go_on(self) -> None:
         if self._notice.given:
             raise _NoticeGiven
+        if self._ceiling is not None and self._ceiling.is_spent:
+            raise _BudgetSpent(self._ceiling.why)
+
+    def _open_ceiling(self, claim: AttemptClaim, journal: Journal) -> Ceiling:
+        def stop(why: str) -> None:
+            # Money flows and the main thread may hang: what is committed stays, and nothing else is waited for.
+            get_logger().error("budget.stopped_hard", why=why)
+            ending = Ending(Outcome.OUT_OF_BUDGET, f"{why}: stopped in the middle", self._more_budget())
+            self._record_end(claim, ending, journal, patience=_LAST_WORDS * self._environ.grace_seconds)
+            os._exit(EXIT_CODES[Outcome.OUT_OF_BUDGET])
+
+        return Ceiling(self._store, self._layout, claim, elapsed=lambda: journal.elapsed, stop=stop)
+
+    def _more_budget(self) -> str:
+        return f"`ftjob launch --run {self._environ.run_id} --budget +USD` goes on from the last commit"
 
     def _read_dataset(self, record: RunRecord) -> tuple[list[Row], list[Row]]:
         def read(digest: DatasetDigest | None) -> list[Row]:
@@ -226,8 +246,21 @@ class Attempt:
 
     # Training.
 
-    def _train(self, loaded: Loaded, claim: AttemptClaim, journal: Journal, uploads: spool.Spool) -> Ending | None:
-        """Train to the end (None), or to a notice: then everything done is saved within the grace, before a word."""
+    def _has_to_land(self, training: Training) -> bool:
+        if self._ceiling is None or self._ceiling.budget.is_none:
+            return False
+        evaluation, step = training.evaluate_seconds(), training.step_seconds
+        self._ceiling.note_evaluation(evaluation)
+        # At an epoch's last step the next look comes after its evaluation.
+        closes = (training.progress.step + 2) % training.steps_per_epoch == 0
+        self._ceiling.note_look(step + evaluation if closes else step)
+        return self._ceiling.has_to_land
+
+    def _train(
+        self, record: RunRecord, loaded: Loaded, claim: AttemptClaim, journal: Journal, uploads: spool.Spool
+    ) -> Ending | None:
+        """Train to the end (None), to the budget's end, or to a notice: then everything done is saved within the grace,
+        before a word."""
         from job.callbacks import Steering
 
         training = loaded.training
@@ -247,10 +280,15 @@ class Attempt:
             write=journal.write,
             interval=None if minutes == "auto" else minutes * 60,
             upload_seconds=lambda: self._upload_seconds,
+            has_to_land=lambda: self._has_to_land(training),
         )
         training.run(steering)
         if training.progress.finished:
             return None
+        if not self._notice.given:
+            return self._delivery(record, loaded, claim, journal, uploads).land(
+                self._ceiling.why if self._ceiling else "", self._more_budget()
+            )
         saved = uploads.flush(self._time_to_save())
         seconds = round(time.monotonic() - self._notice.at, 2)
         step = training.progress.step
@@ -283,6 +321,8 @@ class Attempt:
 
     def _note_commit(self, commit: spool.Commit, journal: Journal) -> None:
         self._upload_seconds = commit.seconds
+        if self._ceiling is not None:
+            self._ceiling.note_save(commit.seconds)
         journal.write(
             Committed(
                 at=now(),
@@ -294,49 +334,25 @@ class Attempt:
             )
         )
 
-    # After training.
-
-    def _publish(
+    def _delivery(
         self, record: RunRecord, loaded: Loaded, claim: AttemptClaim, journal: Journal, uploads: spool.Spool
-    ) -> Ending:
-        """Deliver. Whatever fails here leaves the adapter on this disk, and the next attempt publishes it."""
-        training = loaded.training
-        folder = self._workdir / "adapter"
+    ) -> Delivery:
+        return Delivery(
+            store=self._store,
+            layout=self._layout,
+            record=record,
+            loaded=loaded,
+            claim=claim,
+            environ=self._environ,
+            journal=journal,
+            uploads=uploads,
+            insist=self._insist,
+            time_to_save=self._time_to_save,
+        )
 
-        def write_adapter() -> None:
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
-            training.write_chosen(folder)
-
-        self._insist("disk", partial(_on_disk, write_adapter, folder))
-        step = training.progress.step
-        try:
-            self._commit_last(uploads)
-            self._insist("journal", journal.flush)
-            story = self._insist("records", lambda: read_story(self._store, self._layout))
-            passport = loaded.passport(record, story, running=claim.attempt, environ=self._environ)
-            self._insist("disk", partial(_on_disk, lambda: write_papers(passport, loaded.base.folder, folder), folder))
-            self._insist("adapter", lambda: publish(self._store, self._layout, passport, folder, attempt=claim.attempt))
-        except StorageError as error:
-            raise type(error)(
-                f"{error.message}; the adapter is on this disk: {folder}",
-                hint="the next attempt publishes it: ftjob launch --run " + record.run_id,
-            ) from error
-        journal.write(Published(at=now(), step=passport.chosen.step))
-        return Ending(Outcome.DONE, f"{training.progress.finished}; {passport.chosen.why}", step=step)
-
-    def _commit_last(self, uploads: spool.Spool) -> None:
-        """Wait for the last checkpoint. Raises StorageError with what is in its way."""
-        until = time.monotonic() + self._environ.final_retry_seconds
-        while not uploads.flush(_LOOK_SECONDS):
-            if time.monotonic() > until or not self._time_to_save():
-                trouble = uploads.trouble or Unreachable("it takes longer than there is time")
-                raise type(trouble)(
-                    f"the last checkpoint could not be written to {self._store.uri}: {trouble.message}",
-                    hint=trouble.hint,
-                )
-
-    def _record_end(self, claim: AttemptClaim, ending: Ending, journal: Journal) -> None:
+    def _record_end(self, claim: AttemptClaim, ending: Ending, journal: Journal, *, patience: float = math.inf) -> None:
+        """Say how it ended. Waits no longer than this process has, and not beyond `patience` seconds."""
+        until = time.monotonic() + patience
         end = AttemptEnd(
             attempt=claim.attempt,
             nonce=claim.nonce,
@@ -358,13 +374,5 @@ class Attempt:
         # In a thread, since a network that does not answer must not hold this process beyond its grace.
         recording = threading.Thread(target=record, name="end", daemon=True)
         recording.start()
-        while recording.is_alive() and self._left():
+        while recording.is_alive() and self._left() and time.monotonic() < until:
             recording.join(_LOOK_SECONDS)
-
-
-def _on_disk(write: Callable[[], None], folder: Path) -> None:
-    """Write; a full disk is Unreachable, which may be tried again."""
-    try:
-        write()
-    except OSError as error:
-        raise translate_os_error(error, str(folder)) from error

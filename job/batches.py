@@ -38,6 +38,9 @@ class StepMeter:
     def __init__(self) -> None:
         self._ledgers: list[Ledger] = []
         self._started = time.monotonic()
+        self._seen = 0
+        self.usual_seconds = 0.0
+        """Of a step, smoothed; 0 before the second, since the first warms everything up."""
 
     def add(self, ledger: Ledger) -> None:
         """One batch."""
@@ -47,6 +50,13 @@ class StepMeter:
         """Everything since the last take."""
         ledgers, self._ledgers = self._ledgers, []
         began, self._started = self._started, time.monotonic()
+        if ledgers:
+            self._seen += 1
+            seconds = self._started - began
+            if self._seen == 2:
+                self.usual_seconds = seconds
+            elif self._seen > 2:
+                self.usual_seconds += (seconds - self.usual_seconds) / 8
         return Metered(
             rows=tuple(row for ledger in ledgers for row in ledger.rows),
             tokens=sum(ledger.tokens for ledger in ledgers),

@@ -18,7 +18,7 @@ from job.logs import get_logger
 from job.notice import Notice
 from job.progress import Progress
 
-Reason = Literal["epoch", "interval", "notice"]
+Reason = Literal["epoch", "interval", "notice", "budget"]
 
 MEAN_SECONDS_BETWEEN_INTERRUPTIONS: Final = 6 * 3600.0
 """M of Young/Daly where nothing better is known. AWS's 15-20 % a month band is milder, a busy region much worse."""
@@ -66,13 +66,14 @@ class Steered(Protocol):
 
 
 class Steering(TrainerCallback):  # type: ignore[misc]
-    """Saves at every epoch, on the interval, and on a notice; closes epochs; stops.
+    """Saves at every epoch, on the interval, on a notice and at the budget's end; closes epochs; stops.
 
     Args:
         save: takes a checkpoint of the training for a reason; returns the seconds it blocked.
         write: adds a line to the journal.
         interval: seconds between saves, or None for the best interval by Young/Daly.
         upload_seconds: how long the last commit took, from its decision on.
+        has_to_land: whether the budget is at its end.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class Steering(TrainerCallback):  # type: ignore[misc]
         write: Callable[[MetricLine], None],
         interval: float | None,
         upload_seconds: Callable[[], float],
+        has_to_land: Callable[[], bool] = lambda: False,
     ) -> None:
         self.training = training
         self.stopping = False
@@ -92,6 +94,7 @@ class Steering(TrainerCallback):  # type: ignore[misc]
         self._write = write
         self._fixed = interval
         self._upload_seconds = upload_seconds
+        self._has_to_land = has_to_land
         self._due = time.monotonic() + (SHORTEST_INTERVAL if interval is None else interval)
         self._pending: Reason | None = None
 
@@ -102,8 +105,8 @@ class Steering(TrainerCallback):  # type: ignore[misc]
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Decide; the save itself waits until the step is logged."""
-        if self._notice.given:
-            self._pending = "notice"
+        if self._notice.given or self._has_to_land():
+            self._pending = "notice" if self._notice.given else "budget"
             self.stopping = True
             control.should_training_stop = True
         elif time.monotonic() >= self._due and state.global_step % self.training.steps_per_epoch != 0:

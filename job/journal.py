@@ -24,7 +24,11 @@ def now() -> datetime:
 
 
 class Journal:
-    """The metric lines of one attempt. Open it with `with`; lines may come from several threads."""
+    """The metric lines of one attempt. Open it with `with`; lines may come from several threads.
+
+    Args:
+        began: when the attempt did, by `clock`; now unless told.
+    """
 
     def __init__(
         self,
@@ -34,13 +38,14 @@ class Journal:
         attempt: int,
         heartbeat_seconds: float,
         clock: Callable[[], float] = time.monotonic,
+        began: float | None = None,
     ) -> None:
         self._store = store
         self._layout = layout
         self._attempt = attempt
         self._interval = heartbeat_seconds
         self._clock = clock
-        self._began = clock()
+        self._began = clock() if began is None else began
         self._lines: list[MetricLine] = []
         self._phase = "starting"
         self._sequence = 0
@@ -73,7 +78,7 @@ class Journal:
 
     @property
     def elapsed(self) -> float:
-        """Seconds since the journal was made, right after the claim; by a clock that only goes forward."""
+        """Seconds since the attempt began; by a clock that only goes forward."""
         return self._clock() - self._began
 
     def _timed(self, line: MetricLine) -> MetricLine:
@@ -125,8 +130,10 @@ class Journal:
             if self._closing:
                 return
             with self._lock:
-                if not self._lines:
-                    self._lines.append(self._timed(Heartbeat(at=now(), phase=self._phase)))
+                beat = self._timed(Heartbeat(at=now(), phase=self._phase))
+                # Behind older lines too: the ledger counts from the last one, and that may be an interval old.
+                if not self._lines or self._lines[-1].elapsed < beat.elapsed:
+                    self._lines.append(beat)
             try:
                 self.flush()
                 failing_since = None

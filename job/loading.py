@@ -13,14 +13,8 @@ import transformers
 from job.callbacks import Reason
 from job.contract.base_model import TOKENIZER_FILES
 from job.contract.environ import JobEnviron
-from job.contract.records import (
-    BaseModelPassport,
-    CheckpointManifest,
-    DatasetPassport,
-    Identity,
-    Passport,
-    RunRecord,
-)
+from job.contract.passport import BaseModelPassport, Chosen, DatasetPassport, Passport
+from job.contract.records import CheckpointManifest, Identity, RunRecord
 from job.dataset.reader import Row
 from job.dataset.render import render, split, tokens_digest
 from job.journal import now
@@ -56,8 +50,21 @@ class Loaded:
             files={},
         )
 
-    def passport(self, record: RunRecord, story: Story, *, running: int, environ: JobEnviron) -> Passport:
-        """Everything that produced the adapter."""
+    def passport(
+        self,
+        record: RunRecord,
+        story: Story,
+        *,
+        running: int,
+        environ: JobEnviron,
+        landed: Chosen | None = None,
+    ) -> Passport:
+        """Everything that produced the adapter.
+
+        Args:
+            running: this attempt.
+            landed: which state is delivered early, because the budget ended; None for the final one.
+        """
         progress, recipe = self.training.progress, record.recipe
         return Passport(
             run_id=record.run_id,
@@ -92,7 +99,9 @@ class Loaded:
             attempts=story.attempts(running=running),
             epochs=progress.epochs,
             losses=progress.losses,
-            chosen=progress.chosen(),
+            chosen=landed or progress.chosen(),
+            complete=landed is None,
+            receipt=story.receipt(running=running),
             exact=story.one_kind_of_hardware,
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,8 @@ def this_machine(proc: Path = _PROC, *, pid: int | None = None) -> Machine:
     try:
         boot = (proc / "sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         up = float((proc / "uptime").read_text(encoding="ascii").split()[0])
+        if not boot or not 0 <= up < math.inf:
+            return Machine()  # without a name all such machines would be one, and share a bill
         if (os.getpid() if pid is None else pid) == 1:
             return Machine(boot, up)
         # The name, in parentheses, may hold blanks; the 22nd field is the start, in ticks after the boot.

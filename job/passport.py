@@ -11,8 +11,11 @@ from pathlib import Path
 
 from job.contract.history import summarise_attempts
 from job.contract.layout import RunLayout
+from job.contract.ledger import ledger_of
 from job.contract.metrics import MetricLine, parse_lines
+from job.contract.receipt import Receipt, receipt_of
 from job.contract.records import AttemptClaim, AttemptEnd, AttemptSummary, Versions
+from job.contract.submission import Submission
 from job.storage import Store
 
 
@@ -56,6 +59,13 @@ class Story:
     claims: dict[int, AttemptClaim]
     ends: dict[int, AttemptEnd]
     lines: dict[int, list[MetricLine]]
+    submissions: dict[int, Submission]
+
+    def receipt(self, *, running: int | None) -> Receipt:
+        """What all attempts have cost."""
+        found = ledger_of(self.claims, self.ends, self.lines, self.submissions.values(), running=running)
+        newest = max(self.submissions, default=0)
+        return receipt_of(found, max_usd=self.submissions[newest].budget.max_usd if newest else None)
 
     def attempts(self, *, running: int | None) -> tuple[AttemptSummary, ...]:
         return summarise_attempts(self.claims.values(), self.ends, self.lines, running=running)
@@ -80,4 +90,9 @@ def read_story(store: Store, layout: RunLayout) -> Story:
     for info in store.list(layout.metrics):
         if (position := layout.metrics_position(info.key)) is not None:
             lines[position[0]] += parse_lines(store.get(info.key), name=info.key)
-    return Story(claims, ends, dict(lines))
+    submissions = {
+        number: Submission.from_bytes(store.get(info.key), name=info.key)
+        for info in store.list(layout.submissions)
+        if (number := layout.submitted(info.key)) is not None
+    }
+    return Story(claims, ends, dict(lines), submissions)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
+from job.contract.passport import Chosen
 from job.contract.recipe import EarlyStopping
-from job.contract.records import Chosen, EpochResult, Part, Record, StepLoss
+from job.contract.records import EpochResult, Part, Record, StepLoss
 
 
 class Best(Part):

@@ -11,8 +11,9 @@ from job.checkpoints import digest_folder
 from job.contract.base_model import TOKENIZER_FILES
 from job.contract.errors import AlreadyExists
 from job.contract.layout import RunLayout
+from job.contract.passport import Passport
 from job.contract.recipe import TINY_MODEL
-from job.contract.records import AdapterManifest, Passport
+from job.contract.records import AdapterManifest
 from job.logs import get_logger
 from job.storage import Store
 
@@ -32,7 +33,8 @@ def write_papers(passport: Passport, base_folder: Path, folder: Path) -> None:
 def publish(store: Store, layout: RunLayout, passport: Passport, folder: Path, *, attempt: int) -> bool:
     """Upload an adapter's folder and create its manifest; whether it was this attempt that published.
 
-    Of two overlapping attempts one publishes, and exact resume makes them equal; the other's files are never read.
+    Of two overlapping attempts one publishes, and exact resume makes them equal; the other's files are never read. An
+    adapter that is not complete has a manifest of its own, and is never in the way of the final one.
 
     Raises:
         StorageError: not everything could be written. Nothing is published then; it may be tried again.
@@ -42,19 +44,20 @@ def publish(store: Store, layout: RunLayout, passport: Passport, folder: Path, *
         store.put_file(layout.adapter_file(attempt, file), folder / file)
     manifest = AdapterManifest(
         attempt=attempt,
-        complete=True,
+        complete=passport.complete,
         created_at=passport.created_at,
         step=passport.chosen.step,
         epoch=passport.chosen.epoch,
         held_out_loss=passport.chosen.held_out_loss,
         files=files,
     )
+    key = layout.adapter_manifest if passport.complete else layout.landed_manifest(attempt)
     try:
-        store.put_new(layout.adapter_manifest, manifest.to_bytes())
+        store.put_new(key, manifest.to_bytes())
     except AlreadyExists:
         get_logger().warning("adapter.published_by_another_attempt")
         return False
-    get_logger().info("adapter.published", step=manifest.step)
+    get_logger().info("adapter.published", step=manifest.step, complete=manifest.complete)
     return True
 
 
@@ -75,6 +78,11 @@ def model_card(passport: Passport) -> str:
     at = f", revision={json.dumps(recipe.base_model.revision)}" if recipe.base_model.revision else ""
     revision = f" at revision `{recipe.base_model.revision}`" if recipe.base_model.revision else ""
     dora = ", DoRA" if recipe.lora.dora else ""
+    landed = (
+        ""
+        if passport.complete
+        else f"**Not complete**: its budget ended. `ftjob launch --run {passport.run_id} --budget +USD` goes on.\n\n"
+    )
     repeated = sum(attempt.steps_repeated for attempt in passport.attempts)
     return f"""---
 base_model: {name}
@@ -90,7 +98,7 @@ tags:
 
 A LoRA adapter for `{recipe.base_model.id}`{revision}, trained by ftjob.
 
-{first}```python
+{landed}{first}```python
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 

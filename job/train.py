@@ -11,6 +11,7 @@ What stock TRL does not do, and this does (each found by comparing adapters byte
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,6 +74,7 @@ class Training:
         self._notice = notice
         self._best: AdapterState | None = None
         self._restored: Path | None = None
+        self._evaluate_seconds: float | None = None
         self.learning_rate = resolve_learning_rate(recipe, parameters(model))
         how = recipe.training
         self._trainer = _ExactTrainer(
@@ -130,12 +132,28 @@ class Training:
         """The held-out loss now; None without held-out rows, or when a notice came in between."""
         if self._held_out is None:
             return None
+        began = time.monotonic()
         loader = DataLoader(
             self._held_out,
             batch_size=self.recipe.training.batch_size,
             collate_fn=self._trainer.data_collator,
         )
-        return held_out_loss(self._trainer, loader, self._notice)
+        loss = held_out_loss(self._trainer, loader, self._notice)
+        self._evaluate_seconds = time.monotonic() - began
+        return loss
+
+    @property
+    def step_seconds(self) -> float:
+        """How long a step takes; 0 before the second."""
+        return self._trainer.meter.usual_seconds
+
+    def evaluate_seconds(self) -> float:
+        """How long an evaluation takes: as it was measured, else as long as training on as many batches would."""
+        if self._held_out is None or self._evaluate_seconds is not None:
+            return self._evaluate_seconds or 0.0
+        how = self.recipe.training
+        batches = -(-len(self._held_out) // how.batch_size)
+        return batches * self.step_seconds / how.gradient_accumulation
 
     @property
     def evaluates(self) -> bool:
@@ -168,9 +186,16 @@ class Training:
 
         return write
 
-    def write_chosen(self, folder: Path) -> None:
-        """Write the adapter that is delivered: the best epoch's, or the last step's. Raises OSError."""
-        state = self._best if self._best is not None else adapter_state(self.model)
+    def write_chosen(self, folder: Path, *, as_it_is: bool = False) -> None:
+        """Write the adapter that is delivered: the best epoch's, or the last step's.
+
+        Args:
+            as_it_is: the weights in memory, whatever was best.
+
+        Raises:
+            OSError
+        """
+        state = self._best if self._best is not None and not as_it_is else adapter_state(self.model)
         write_adapter(state, adapter_config(self.model, self.recipe), folder)
 
     def _state(self) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
+from job.contract.budget import Budget
 from job.contract.environ import JobEnviron
 from job.contract.layout import Uri
 from job.contract.records import RunRecord
@@ -39,6 +40,8 @@ class Shopping:
     region: str | None = None
     policy: Policy = Policy.SPOT
     image: str | None = None
+    budget: Budget = field(default_factory=Budget)
+    """Of the run, over all its attempts."""
     enabled_only: bool = False
     """Only clouds that there are credentials for; to find out takes SkyPilot some seconds."""
     variables: Mapping[str, str] = field(default_factory=dict)

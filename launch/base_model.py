@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 
 from job.contract.base_model import model_files
-from job.contract.errors import AccessRefused, BadInput, ModelInvalid
+from job.contract.errors import AccessRefused, BadInput, ModelInvalid, NotFound
+from job.contract.layout import Key
 from job.contract.recipe import TINY_MODEL, BaseModelRef
 from job.dataset.source import local_path
 from job.storage import Store, open_store
@@ -33,6 +34,25 @@ def pin(ref: BaseModelRef, *, folder: Path, hub: Hub) -> Pinned:
         if ref.is_in_bucket:
             return _in_bucket(ref)
         return _on_this_machine(ref, folder)
+    except AccessRefused as error:
+        raise ModelInvalid(f"base model {ref.id} cannot be read: {error.message}", hint=error.hint) from error
+
+
+def read_file(ref: BaseModelRef, name: str, *, hub: Hub) -> bytes:
+    """A small file of a pinned base model, that is not the built-in one.
+
+    Raises:
+        ModelInvalid: it is not there, or may not be read.
+        Unreachable: its place is out of reach for now.
+    """
+    if ref.is_on_hub:
+        return hub.file(ref, name)
+    try:
+        if ref.is_in_bucket:
+            return _store(ref).get(Key(name))
+        return (_path(ref, Path("/")) / name).read_bytes()
+    except (NotFound, OSError) as error:
+        raise ModelInvalid(f"base model {ref.id} has no {name} that can be read", hint="check its folder") from error
     except AccessRefused as error:
         raise ModelInvalid(f"base model {ref.id} cannot be read: {error.message}", hint=error.hint) from error
 

@@ -114,9 +114,9 @@ def submit_run(
     layout = RunLayout(plan.run_id)
     number = max((layout.submitted(info.key) or 0 for info in store.list(layout.submissions)), default=0) + 1
     environ = environ.model_copy(update={"submission": number})
-    if plan.places:  # the backend restarts for ever, so the job has to know where it ends
+    if plan.buys:  # the backend restarts for ever, so the job has to know where it ends
         attempts = [layout.claimed_attempt(info.key) or 0 for info in store.list(layout.attempts)]
-        last, paid = max(attempts, default=0) + 1 + plan.max_restarts, plan.offers[0].usd_per_hour is not None
+        last, paid = max(attempts, default=0) + 1 + plan.max_restarts, not plan.offers[0].is_own
         environ = environ.model_copy(update={"last_attempt": last, "gpu": paid})
     submission = Submission(
         submission=number,
@@ -127,6 +127,7 @@ def submit_run(
         offers=plan.offers,
         image=plan.image,
         last_attempt=environ.last_attempt,
+        budget=plan.budget,
     )
     store.put_new(layout.submission(submission.submission), submission.to_bytes())
     known = Remembered(run_id=plan.run_id, bucket=store.uri, backend=backend.name, submitted_at=submission.submitted_at)

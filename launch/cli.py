@@ -136,6 +136,9 @@ def shopping_options(command: Callable[..., Any]) -> Callable[..., Any]:
             flag_value="spot-then-on-demand",
             help="Spot; on demand when no spot machine can be had.",
         ),
+        click.option("--budget", metavar="USD", help="Ceiling over all attempts: 40; or +20, that much more."),
+        click.option("--by", metavar="TIME", help="Land before then: 2026-12-01T18:00."),
+        click.option("--anyway", is_flag=True, help="Although it will not fit into the memory or the budget."),
         click.option("--image", metavar="NAME@sha256:...", help="The job's image, instead of that of settings.toml."),
         click.option("--show-task", is_flag=True, help="Show the task as SkyPilot will get it."),
         click.option(
@@ -231,14 +234,17 @@ def launch(
 
 @cli.command(epilog="\b\nExamples:\n  ftjob status\n  ftjob status my-run --json | jq -r .status\n")
 @click.argument("run", required=False)
+@click.option("--watch", is_flag=True, help="Stay with it until it is over; stop it if it outlives its budget.")
 @bucket_option
 @json_option
-def status(run: str | None, bucket: str | None, as_json: bool) -> None:
+def status(run: str | None, watch: bool, bucket: str | None, as_json: bool) -> None:
     """How RUN is: progress, losses, last commit, attempts. Without RUN: the newest run."""
-    from launch.commands import left_behind, view_run
+    from launch.commands import left_behind, view_run, watch_run
 
     here = _here()
     view = view_run(here, run, bucket)
+    if watch and not view.status.is_over:
+        view = watch_run(here, view.run_id, view.bucket)
     _print_view(view, left_behind(here, view), as_json=as_json)
 
 
@@ -274,6 +280,20 @@ def logs(run: str, follow: bool, bucket: str | None, as_json: bool) -> None:
 
     for line in log_lines(_here(), run, bucket, follow=follow):
         click.echo(mask(line) if as_json else render.log_line(line))
+
+
+@cli.command(epilog="\b\nExamples:\n  ftjob receipt my-run\n  ftjob receipt my-run --json | jq .cents\n")
+@click.argument("run")
+@bucket_option
+@json_option
+def receipt(run: str, bucket: str | None, as_json: bool) -> None:
+    """What RUN has cost until now, attempt by attempt and to the cent, and what for."""
+    from launch import render
+    from launch.commands import receipt_of_run
+    from launch.render_receipt import receipt_table
+
+    found = receipt_of_run(_here(), run, bucket)
+    _print(render.as_json(found) if as_json else receipt_table(found))
 
 
 @cli.command(epilog="\b\nExamples:\n  ftjob cancel my-run\n")

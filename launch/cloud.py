@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, Protocol
@@ -11,11 +12,23 @@ from job.contract.errors import BadInput, FtjobError, RunUnknown
 from job.contract.layout import Uri
 from job.contract.records import RunRecord
 from job.contract.status import BackendState
-from job.contract.submission import Offer
+from job.contract.submission import OWN, Offer
 from job.storage.s3_account import ENDPOINT
 from launch.backend import Described, Shopping
 from launch.home import recall
-from launch.plan import MOST_OFFERS, Place, Plan, check_image, check_reachable, disk_gb, mounts_of, usable, way_of
+from launch.plan import (
+    MOST_OFFERS,
+    Place,
+    Plan,
+    affordable,
+    check_image,
+    check_priced,
+    check_reachable,
+    disk_gb,
+    mounts_of,
+    usable,
+    way_of,
+)
 from launch.prices import Choice, Listed, choose, nobody_sells, offers_of, parse_gpus
 from launch.settings import Settings
 from launch.skypilot import SELLERS, ManagedJob, SkyPilot
@@ -49,8 +62,6 @@ _STATES: Final[Mapping[str, BackendState]] = {
     "FAILED_CONTROLLER": BackendState.GONE,
 }
 """SkyPilot's word for a managed job -> ours. A test holds it to SkyPilot's own list."""
-OWN_CLUSTERS: Final = frozenset({"slurm", "kubernetes"})
-"""Places that sell nothing: whoever names one has it."""
 
 
 class Sky(Protocol):
@@ -103,7 +114,9 @@ class CloudBackend:
                 check_image(each)
         check_reachable(run, bucket, shopping.clouds)
         offers, left_out = usable(self._offers(shopping), settings, image=image)
+        offers = affordable(offers, shopping.budget)
         choice = self._choose(offers, shopping)
+        check_priced(choice.order, shopping.budget)
         places = tuple(Place(offer=offer, way=way_of(offer.cloud)) for offer in choice.order[:MOST_OFFERS])
         datasets = [each for each in (run.train, run.held_out) if each is not None]
         return Plan.of(
@@ -121,15 +134,23 @@ class CloudBackend:
             variables=dict(shopping.variables),
             secrets=tuple(shopping.secrets),
             disk_gb=disk_gb(base_bytes),
+            budget=shopping.budget,
         )
 
     def _offers(self, shopping: Shopping) -> tuple[Offer, ...]:
         """Everywhere that has the GPU, cheapest first."""
         gpus = parse_gpus(shopping.gpu or "")
-        own = [cloud for cloud in shopping.clouds if cloud in OWN_CLUSTERS]
+        own = [cloud for cloud in shopping.clouds if cloud in OWN]
         if own:
             return tuple(
-                Offer(cloud=cloud, region=shopping.region, gpu=gpu.name, gpus=gpu.count, spot=False)
+                Offer(
+                    cloud=cloud,
+                    region=shopping.region,
+                    gpu=gpu.name,
+                    gpus=gpu.count,
+                    spot=False,
+                    usd_per_hour=self._settings.usd_per_hour.get(cloud),
+                )
                 for cloud in own
                 for gpu in gpus
             )
@@ -144,7 +165,7 @@ class CloudBackend:
         return offers
 
     def _choose(self, offers: Sequence[Offer], shopping: Shopping) -> Choice:
-        if any(offer.cloud in OWN_CLUSTERS for offer in offers):
+        if any(offer.is_own for offer in offers):
             return Choice(order=tuple(offers), why="a cluster of your own; SkyPilot looks for the GPU there")
         return choose(offers, shopping.policy)
 
@@ -264,8 +285,9 @@ def _lines(pieces: Iterator[str]) -> Iterator[str]:
         yield _without_prefix(pending)
 
 
+_PREFIX: Final = re.compile(r"^(?:\x1b\[[0-9;]*m)*\([^()]*, pid=\d+\)(?:\x1b\[[0-9;]*m)* (?={)")
+"""What SkyPilot writes before each line, "(name, pid=123) {...}", in colour or not. Ours are JSON."""
+
+
 def _without_prefix(line: str) -> str:
-    text = line.rstrip("\r")
-    if text.startswith("(") and ") {" in text:  # "(name, pid=123) {...}": ours are JSON
-        return text[text.index(") {") + 2 :]
-    return text
+    return _PREFIX.sub("", line.rstrip("\r"))

@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -16,6 +17,7 @@ from rich.console import Console
 from rich.progress import DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
 from job.contract.errors import BadInput, FtjobError, RunUnknown, StorageError
+from job.contract.receipt import Receipt
 from job.contract.recipe import Recipe
 from job.contract.records import RunRecord
 from job.contract.status import BackendState, Status
@@ -24,13 +26,16 @@ from launch import render, render_plan
 from launch.backend import Backend, Described
 from launch.chaos import Chaos, run_chaos
 from launch.cloud import CloudBackend
+from launch.deadline import Choice, check_deadline
 from launch.fetch import Fetched, fetch, read_adapter
 from launch.follow import LOCAL_SECONDS, REMOTE_SECONDS, Interrupts, follow, wait_until_stopped
 from launch.here import Elsewhere, Here
 from launch.launching import Prepared, Wish, prepare, read, start
 from launch.left import left_of
 from launch.plan import Plan
-from launch.runs import RunReader, list_runs, read_run
+from launch.prices import Policy
+from launch.runs import Poll, RunReader, list_runs, read_run
+from launch.switching import Course, course_of
 from launch.task import as_yaml
 from launch.view import Facts, Left, RunView, exit_code_of, view_of
 
@@ -46,7 +51,7 @@ def launch_run(
     Raises:
         FtjobError: it could not be launched.
     """
-    prepared = prepare(here, wish, for_launch=True)
+    prepared, course = _with_course(here, wish, prepare(here, wish, for_launch=True))
     plan = prepared.plan
     if dry_run:
         return plan_run(prepared, show_task=show_task, as_json=as_json)
@@ -55,26 +60,66 @@ def launch_run(
     click.echo(render_plan.plan_text(plan), err=True)
     if show_task:
         click.echo(_task_text(prepared), err=True)
-    if plan.places and not yes and not _agreed(plan):
+    if prepared.refused is not None:
+        raise prepared.refused
+    if plan.buys and not yes and not _agreed(plan):
         click.echo("nothing was launched", err=True)
         return 1
     with Interrupts() as interrupts:
         start(here, prepared)
         if detach:
             return _leave(prepared.store, prepared.record, as_json=as_json)
-        view = _stay(prepared.store, prepared.record, prepared.backend, interrupts)
+        view = _stay(prepared.store, prepared.record, prepared.backend, interrupts, course=course)
+        while course is not None and course.wanted is not None and not interrupts.count and _goes_on(view):
+            wish = replace(wish, run_id=view.run_id, name=None, policy=course.wanted)
+            prepared = prepare(here, wish, for_launch=True)
+            course.policy, course.wanted = course.wanted, None
+            start(here, prepared)
+            view = _stay(prepared.store, prepared.record, prepared.backend, interrupts, course=course)
     _answer(view, as_json=as_json)
     return exit_code_of(view)
 
 
+def _goes_on(view: RunView) -> bool:
+    """Whether a run that was stopped to change machines has still something to do."""
+    return view.status in (Status.CANCELLED, Status.INTERRUPTED)
+
+
+def _with_course(here: Here, wish: Wish, prepared: Prepared) -> tuple[Prepared, Course | None]:
+    """With a deadline: the course to it, and on demand from the start where spot would be too late already.
+
+    Raises:
+        BadInput: the deadline cannot be met at all.
+    """
+    now = datetime.now(UTC)
+    course = course_of(prepared.plan, began=prepared.record.created_at)
+    if course is None or wish.policy is Policy.ON_DEMAND:
+        return prepared, None
+    if not wish.anyway and prepared.is_new:
+        check_deadline(course.terms)
+    first = course.first(now)
+    if first.choice is not Choice.ON_DEMAND:
+        return prepared, course
+    click.echo(f"on demand: {first.reason}", err=True)
+    course.policy = Policy.ON_DEMAND
+    changed = prepare(here, replace(wish, policy=Policy.ON_DEMAND, name=prepared.record.run_id), for_launch=True)
+    return changed, course
+
+
 def plan_run(prepared: Prepared, *, show_task: bool, as_json: bool) -> int:
-    """Print a plan, and do nothing; the exit code."""
+    """Print a plan, and do nothing; the exit code.
+
+    Raises:
+        BadInput: the quote speaks against it.
+    """
     if as_json:
         click.echo(render.as_json(prepared.plan))
     else:
         click.echo(render_plan.plan_text(prepared.plan))
     if show_task:
         click.echo(_task_text(prepared), err=as_json)
+    if prepared.refused is not None:
+        raise prepared.refused
     return 0
 
 
@@ -104,13 +149,40 @@ def _leave(store: Store, record: RunRecord, *, as_json: bool) -> int:
     return 0
 
 
-def _stay(store: Store, record: RunRecord, backend: Backend, interrupts: Interrupts) -> RunView:
+def watch_run(here: Here, run_id: str, bucket: str | None) -> RunView:
+    """Watch a run until it is over, or until an interrupt, which touches nothing; the run as it is then.
+
+    Raises:
+        RunUnknown: there is no such run.
+    """
+    store = here.store(run_id, bucket)
+    with Interrupts() as interrupts:
+        return _stay(store, read_run(store, run_id), here.backend_of(run_id, store), interrupts, cancels=False)
+
+
+def _stay(
+    store: Store,
+    record: RunRecord,
+    backend: Backend,
+    interrupts: Interrupts,
+    *,
+    cancels: bool = True,
+    course: Course | None = None,
+) -> RunView:
+    def leave_now(poll: Poll) -> str:
+        if course is None or not course.look(poll, datetime.now(UTC)):
+            return ""
+        return f"changes to {course.wanted}: {course.reason}"
+
     console = Console(stderr=True)
     reader = RunReader(store, record.run_id, backend)
     every = LOCAL_SECONDS if store.uri.startswith("file:") else REMOTE_SECONDS
     live = render.LiveDisplay(console) if console.is_terminal else None
     with live or nullcontext():
-        return follow(reader, record.run_id, backend, live or render.PlainDisplay(console), interrupts, every=every)
+        display = live or render.PlainDisplay(console)
+        return follow(
+            reader, record.run_id, backend, display, interrupts, every=every, cancels=cancels, leave_now=leave_now
+        )
 
 
 def _answer(view: RunView, *, as_json: bool) -> None:
@@ -151,6 +223,12 @@ def left_behind(here: Here, view: RunView) -> Left | None:
         return left_of(here.backend_of(view.run_id, store), store, view.run_id)
     except BadInput:  # a run of that id that this machine launched into another bucket
         return None
+
+
+def receipt_of_run(here: Here, run_id: str, bucket: str | None) -> Receipt:
+    """What a run has cost until now. Raises RunUnknown."""
+    store = here.store(run_id, bucket)
+    return RunReader(store, run_id, here.who_describes(run_id, store)).receipt(datetime.now(UTC))
 
 
 def log_lines(here: Here, run_id: str, bucket: str | None, *, follow: bool) -> Iterator[str]:

@@ -11,7 +11,7 @@ from job.contract.errors import BadInput, Damaged, FtjobError, NotFound
 from job.contract.layout import RunLayout
 from job.contract.records import AdapterManifest, FileDigest, Part
 from job.storage import Progress, Store, check_key
-from launch.runs import read_run
+from launch.runs import newest_adapter, read_run
 
 
 class Fetched(Part):
@@ -28,19 +28,17 @@ class Fetched(Part):
 
 
 def read_adapter(store: Store, run_id: str) -> AdapterManifest:
-    """The manifest of a run's adapter.
+    """The manifest of a run's adapter: the final one, or the last that landed when its budget ended.
 
     Raises:
         RunUnknown: there is no such run.
         BadInput: the run has not published an adapter.
         Damaged: the manifest is unreadable, or names a file that could leave its folder.
     """
-    try:
-        data = store.get(RunLayout(run_id).adapter_manifest)
-    except NotFound as error:
+    manifest = newest_adapter(store, run_id)
+    if manifest is None:
         read_run(store, run_id)
-        raise BadInput(f"run {run_id} has no adapter yet", hint=f"see `ftjob status {run_id}`") from error
-    manifest = AdapterManifest.from_bytes(data, name=f"adapter.json of run {run_id}")
+        raise BadInput(f"run {run_id} has no adapter yet", hint=f"see `ftjob status {run_id}`")
     for name in manifest.files:
         try:
             check_key(name)

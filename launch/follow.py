@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from types import FrameType
 from typing import Any, Final, Protocol, Self
@@ -14,6 +15,8 @@ from launch.backend import Backend
 from launch.runs import Poll, RunReader
 from launch.view import RunView
 
+OVERSPENT_SECONDS: Final = 60.0
+"""For how long a job may take to notice by itself that its budget is spent."""
 LOCAL_SECONDS: Final = 0.25
 REMOTE_SECONDS: Final = 2.0
 """Between two looks: a look at an s3:// bucket costs some five requests."""
@@ -52,23 +55,37 @@ class Interrupts:
 
 
 def follow(
-    reader: RunReader, run_id: str, backend: Backend, display: Display, interrupts: Interrupts, *, every: float
+    reader: RunReader,
+    run_id: str,
+    backend: Backend,
+    display: Display,
+    interrupts: Interrupts,
+    *,
+    every: float,
+    cancels: bool = True,
+    leave_now: Callable[[Poll], str] = lambda _: "",
 ) -> RunView:
     """Watch a run to its end. The first interrupt cancels it, and the job saves; the second leaves it to itself.
 
-    A bucket that fails is shown and asked again: the run does not depend on its watchers.
+    A bucket that fails is shown and asked again: the run does not depend on its watchers. A job that cannot stop itself
+    when its budget is spent is stopped from here.
 
     Args:
         every: seconds between two looks.
+        cancels: False when an interrupt is for the watching only.
+        leave_now: why the run should stop where it is, to go on elsewhere; empty while it should not.
 
     Raises:
         FtjobError: the very first look failed.
     """
     view: RunView | None = None
     asked = False
+    overspent_since: float | None = None
     over_since: float | None = None
     while True:
-        if interrupts.count and not asked:
+        if interrupts.count and not cancels and view is not None:
+            return view
+        if interrupts.count and cancels and not asked:
             asked = True
             display.say("stopping: the job saves its work first (once more to leave it alone)")
             backend.cancel(run_id)
@@ -87,6 +104,15 @@ def follow(
                     return view
             else:
                 over_since = None
+            if not asked and (why := leave_now(poll)):
+                asked = True
+                display.say(why)
+                backend.cancel(run_id)
+            overspent_since = (overspent_since or time.monotonic()) if view.is_overspent else None
+            if overspent_since and time.monotonic() - overspent_since > OVERSPENT_SECONDS and not asked:
+                asked = True
+                display.say("its budget is spent and it goes on: it is stopped from here")
+                backend.cancel(run_id)
         if interrupts.count > 1 and view is not None:
             return view
         time.sleep(every)

@@ -20,7 +20,9 @@ from launch.settings import Settings
 def open_backend(settings: Settings, name: str) -> Backend:
     """The backend of that name: "local", or SkyPilot's, which runs on everything else."""
     if name == LocalBackend.name:
-        return LocalBackend(settings.home, threads=settings.threads)
+        return LocalBackend(
+            settings.home, threads=settings.threads, usd_per_hour=settings.usd_per_hour.get(LocalBackend.name)
+        )
     return CloudBackend(settings)
 
 

@@ -87,6 +87,17 @@ class Hub:
         pinned = ref.model_copy(update={"revision": commit})
         return Pinned(pinned, files=tuple(files), bytes=sum(sizes[name] for name in files))
 
+    def file(self, ref: BaseModelRef, name: str) -> bytes:
+        """A small file of a pinned reference, whole.
+
+        Raises:
+            ModelInvalid: it is not there, or not for this person.
+            Unreachable: the hub cannot be asked.
+        """
+        return self._ask(
+            "GET", f"{self.endpoint}/{ref.id}/resolve/{quote(ref.revision or 'main', safe='')}/{name}", ref
+        )
+
     def _info(self, url: str, ref: BaseModelRef) -> Any:
         try:
             info = json.loads(self._ask("GET", url, ref))

@@ -9,21 +9,27 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
+from job.contract.budget import Budget
 from job.contract.environ import JobEnviron
 from job.contract.errors import BadInput
 from job.contract.recipe import TINY_MODEL, read_recipe
 from job.contract.records import RunRecord, utc
+from job.contract.submission import Offer
 from job.storage import Store, open_store
 from launch.access import check_bucket, job_credentials, job_variables
 from launch.backend import DEFAULT_MAX_RESTARTS, Backend, Shopping
 from launch.begin import create_run, new_record, new_run_id, submit_run, take_up
 from launch.cloud import CloudBackend
-from launch.here import Here
+from launch.facts import find_facts
+from launch.here import Elsewhere, Here
 from launch.hub import Hub
 from launch.local import LocalBackend
 from launch.plan import Plan, Upload, shares_files
 from launch.prices import Policy
+from launch.quote import Quote, make_quote, refusal
 from launch.resolve import Resolved, commit_of, resolve
+from launch.runs import RunReader
+from launch.spending import budget_for
 from launch.upload import into_bucket, put_dataset
 
 
@@ -41,7 +47,12 @@ class Wish:
     region: str | None = None
     policy: Policy = Policy.SPOT
     image: str | None = None
+    budget: str | None = None
+    """Dollars: "40", or "+20"."""
+    by: str | None = None
     bucket: str | None = None
+    anyway: bool = False
+    """Launch although the quote speaks against it."""
     max_restarts: int = DEFAULT_MAX_RESTARTS
 
     @property
@@ -67,6 +78,8 @@ class Prepared:
     plan: Plan
     environ: JobEnviron
     is_new: bool
+    refused: BadInput | None
+    """Why the quote speaks against it; to be raised once the plan was shown."""
     secrets: Mapping[str, str] = field(repr=False)
 
 
@@ -95,6 +108,7 @@ def prepare(here: Here, wish: Wish, *, for_launch: bool) -> Prepared:
     uploads: tuple[Upload, ...] = ()
     if wish.backend != LocalBackend.name and not shares_files(wish.clouds) and wish.run_id is None:
         record, uploads = into_bucket(record, store)
+    budget, spent = _budget(record, store, wish)
     if for_launch:
         check_bucket(store)
     given, notes, variables = _given_to_the_job(record, store) if wish.backend != LocalBackend.name else ({}, (), {})
@@ -104,6 +118,7 @@ def prepare(here: Here, wish: Wish, *, for_launch: bool) -> Prepared:
         region=wish.region,
         policy=wish.policy,
         image=wish.image,
+        budget=budget,
         enabled_only=for_launch,
         variables=variables,
         secrets=tuple(given),
@@ -117,12 +132,17 @@ def prepare(here: Here, wish: Wish, *, for_launch: bool) -> Prepared:
     )
     if resolved is not None and resolved.base_model.caveat:
         notes = (*notes, resolved.base_model.caveat)
+    plan = plan.model_copy(update={"notes": (*plan.notes, *notes), "uploads": uploads, "spent_usd": spent})
+    refused = None
+    if resolved is not None and not _has_own_gpu(plan):
+        plan, refused = with_quote(plan, resolved, here)
     commit = commit_of(wish.recipe.absolute().parent) if wish.recipe is not None else None
     return Prepared(
         backend=backend,
         store=store,
         record=record,
-        plan=plan.model_copy(update={"notes": (*plan.notes, *notes), "uploads": uploads}),
+        plan=plan,
+        refused=None if wish.anyway else refused,
         environ=backend.environ(record, bucket=store.uri, git_commit=commit),
         is_new=wish.run_id is None,
         secrets=given,
@@ -150,6 +170,52 @@ def start(here: Here, prepared: Prepared) -> None:
     )
 
 
+def _too_little_here(plan: Plan, quote: Quote, left: float | None) -> BadInput | None:
+    """The same for this machine, of which the quote knows the hours and not the price."""
+    price = plan.chosen.usd_per_hour if plan.chosen is not None and not plan.buys else None
+    if left is None or price is None or quote.chosen.seconds is None:
+        return None
+    expected = quote.chosen.seconds.p50 / 3600 * price
+    if expected <= left:
+        return None
+    return BadInput(
+        f"${left:.2f} will not do: the run is expected to cost ${expected:.2f} (p50) here",
+        hint=f"--budget {expected * 1.5:.2f}, or --anyway: it lands when the budget ends, and more of it goes on",
+    )
+
+
+def _has_own_gpu(plan: Plan) -> bool:
+    """Whether the job would run on a GPU of this machine, of which the quote knows nothing."""
+    return not plan.buys and Path("/dev/nvidia0").exists()
+
+
+def with_quote(plan: Plan, resolved: Resolved, here: Here) -> tuple[Plan, BadInput | None]:
+    """The plan with what it is expected to take; and why it will not fit into the GPU's memory, or into the budget.
+
+    Fallbacks whose memory is too small are left out: to be offered them would be no help.
+    """
+    facts = find_facts(
+        resolved.base_model,
+        resolved.train_sample,
+        resolved.held_out_sample,
+        hub=Hub.of(os.environ),
+        variables=os.environ,
+    )
+    offers: tuple[Offer | None, ...] = plan.offers if plan.buys else (None,)
+    quote = make_quote(plan.recipe, facts, offers, threads=here.settings.threads)
+    left = None if plan.budget.max_usd is None else plan.budget.max_usd - plan.spent_usd
+    refused = refusal(quote, max_usd=left) or _too_little_here(plan, quote, left)
+    notes = plan.notes if refused is None else (*plan.notes, refused.message)
+    fits = [index for index, each in enumerate(quote.offers) if not index or each.memory.verdict != "does not fit"]
+    if dropped := len(quote.offers) - len(fits):
+        notes = (*notes, f"{dropped} fallbacks are left out: their GPU's memory is too small")
+    kept = {
+        "places": tuple(plan.places[index] for index in fits),
+        "quote": quote.model_copy(update={"offers": tuple(quote.offers[index] for index in fits)}),
+    }
+    return plan.model_copy(update={**kept, "notes": notes}), refused
+
+
 def read(path: Path, here: Here, bucket: str | None) -> Resolved:
     """The recipe in a file, resolved.
 
@@ -160,6 +226,26 @@ def read(path: Path, here: Here, bucket: str | None) -> Resolved:
     if bucket is not None:
         recipe = recipe.model_copy(update={"output": recipe.output.model_copy(update={"bucket": bucket})})
     return resolve(recipe, folder=path.absolute().parent, bucket=here.settings.bucket)
+
+
+def _budget(record: RunRecord, store: Store, wish: Wish) -> tuple[Budget, float]:
+    """What the run may cost, as said now, else as its last submission said, else as its recipe says; and what it has
+    cost.
+
+    Raises:
+        BadInput: it is used up.
+    """
+    now, base = datetime.now(UTC), record.recipe.budget
+    if wish.run_id is None:
+        return budget_for(base, dollars=wish.budget, by=wish.by, now=now), 0.0
+    view = RunReader(store, record.run_id, Elsewhere("")).poll(now).view
+    budget = budget_for(view.budget, dollars=wish.budget, by=wish.by, now=now)
+    if budget.max_usd is not None and view.spent_usd is not None and view.spent_usd >= budget.max_usd:
+        raise BadInput(
+            f"run {record.run_id} has spent ${view.spent_usd:.2f} of its ${budget.max_usd:.2f}",
+            hint="--budget +20 allows so much more",
+        )
+    return budget, view.spent_usd or 0.0
 
 
 def _base_bytes(record: RunRecord, resolved: Resolved | None) -> int | None:

@@ -20,9 +20,10 @@ from job.contract.layout import Uri
 from job.contract.outcome import Outcome, outcome_of_exit
 from job.contract.records import RunRecord
 from job.contract.status import BackendState
+from job.contract.submission import Offer, Way
 from launch.backend import Described, Shopping
 from launch.home import RunFolder, read_model, write_model
-from launch.plan import Plan
+from launch.plan import LOCAL, Place, Plan, check_priced
 from launch.process import ProcessId, is_alive, is_locked, send
 from launch.restart import RestartPolicy
 from launch.supervisor import READY, LocalState, Order
@@ -56,9 +57,10 @@ class LocalBackend:
         kill_margin_seconds: what a cancelled job gets beyond its grace before it is killed.
         stack: the modules that the job needs.
         threads: of the CPU, for the job.
+        usd_per_hour: what this machine costs, if anybody says.
     """
 
-    name: Final = "local"
+    name: Final = LOCAL
 
     def __init__(
         self,
@@ -69,7 +71,9 @@ class LocalBackend:
         kill_margin_seconds: float = KILL_MARGIN_SECONDS,
         stack: Sequence[str] = STACK,
         threads: int = 1,
+        usd_per_hour: float | None = None,
     ) -> None:
+        self._usd_per_hour = usd_per_hour
         self._home = home
         self._job_command = tuple(job_command)
         self._policy = policy or RestartPolicy()
@@ -102,7 +106,16 @@ class LocalBackend:
             raise BadInput(
                 "--gpu is for clouds, and this machine has what it has", hint="leave --gpu or --infra local out"
             )
-        return Plan.of(run, bucket=bucket, backend=self.name, max_restarts=max_restarts)
+        offer = Offer(cloud=LOCAL, gpu="this machine", gpus=1, spot=False, usd_per_hour=self._usd_per_hour)
+        check_priced([offer], shopping.budget)
+        return Plan.of(
+            run,
+            bucket=bucket,
+            backend=self.name,
+            max_restarts=max_restarts,
+            places=(Place(offer=offer, way=Way.HOST),),
+            budget=shopping.budget,
+        )
 
     def submit(self, plan: Plan, environ: JobEnviron, secrets: Mapping[str, str]) -> None:
         run_id, folder = plan.run_id, self._folder(plan.run_id)

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, Literal
 
 from pydantic import Field
 
+from job.contract.budget import Budget
 from job.contract.errors import BadInput
 from job.contract.layout import Uri
 from job.contract.recipe import TINY_MODEL, Recipe
 from job.contract.records import DatasetDigest, Part, RunRecord
 from job.contract.submission import Offer, Way
+from launch.quote import Quote
 from launch.settings import Settings
 
+GUARD_SECONDS: Final = 60
+"""The job ends itself first."""
+LOCAL: Final = "local"
 DATA: Final = "/ftjob-data"
 """Where the job finds what SkyPilot brought; sky/train.yaml leads there from ~/ftjob-data."""
 COPY_BYTES: Final = 20 * 10**9
@@ -96,6 +102,11 @@ class Plan(Part):
     secrets: tuple[str, ...] = ()
     """Names of the variables that hold secrets; their values are in no plan."""
     disk_gb: int | None = None
+    budget: Budget = Budget()
+    spent_usd: float = 0.0
+    """Before this launch."""
+    quote: Quote | None = None
+    """None for a run that is taken up without its recipe's file."""
     max_restarts: int
 
     @classmethod
@@ -111,6 +122,22 @@ class Plan(Part):
             max_restarts=max_restarts,
             **bought,
         )
+
+    @property
+    def buys(self) -> bool:
+        """Whether it uses machines other than this one."""
+        return any(place.offer.cloud != LOCAL for place in self.places)
+
+    @property
+    def max_seconds(self) -> int | None:
+        """No attempt can live longer on what is left of the budget, even at the lowest price; None without a budget.
+
+        A guard for a job that cannot stop itself: the job's own ceiling comes before it.
+        """
+        prices = [offer.usd_per_hour for offer in self.offers if offer.usd_per_hour]
+        if self.budget.max_usd is None or not prices:
+            return None
+        return math.ceil(max(self.budget.max_usd - self.spent_usd, 0.0) / min(prices) * 3600) + GUARD_SECONDS
 
     @property
     def chosen(self) -> Offer | None:
@@ -161,6 +188,33 @@ def usable(
     if not found:
         raise BadInput(f"no offer can be used: {'; '.join(notes)}", hint='see "The image" in the README')
     return tuple(found), notes
+
+
+def affordable(offers: Sequence[Offer], budget: Budget) -> tuple[Offer, ...]:
+    """The offers that cost no more an hour than the budget allows. Raises BadInput when all cost more."""
+    most = budget.max_hourly_usd
+    found = tuple(offer for offer in offers if most is None or (offer.usd_per_hour or 0.0) <= most)
+    if not found:
+        cheapest = min(offer.usd_per_hour or 0.0 for offer in offers)
+        raise BadInput(
+            f"the cheapest offer costs ${cheapest:.2f} an hour, and the budget allows ${most:.2f}",
+            hint="raise budget.max_hourly_usd, or choose another --gpu",
+        )
+    return found
+
+
+def check_priced(offers: Sequence[Offer], budget: Budget) -> None:
+    """Refuse a ceiling in dollars over a machine whose price nobody knows.
+
+    Raises:
+        BadInput: names it.
+    """
+    unknown = next((offer for offer in offers if offer.usd_per_hour is None), None)
+    if budget.max_usd is not None and unknown is not None:
+        raise BadInput(
+            f"the budget is ${budget.max_usd:.2f}, and nobody knows what an hour on {unknown.cloud} costs",
+            hint=f"say so in settings.toml: [usd_per_hour] {unknown.cloud} = 2.50; or leave the budget out",
+        )
 
 
 def mounts_of(

@@ -89,6 +89,7 @@ def offers_of(listed: Iterable[Listed], gpus: Sequence[Gpu], *, region: str | No
             gpus=int(row.gpus),
             spot=spot,
             usd_per_hour=price,
+            on_demand_usd_per_hour=row.on_demand,
         )
         for row in listed
         if (row.gpu.lower(), row.gpus) in wanted and region in (None, row.region)

@@ -70,6 +70,7 @@ def view_text(view: RunView) -> Text:
         ("progress", progress_line(view)),
         ("last commit", _commit_line(view.last_commit) if view.last_commit else "none yet"),
         ("bucket", view.bucket),
+        ("spent", _spent(view)),
         ("adapter", view.adapter or "none yet"),
     ]
     for name, value in rows:
@@ -84,6 +85,14 @@ def view_text(view: RunView) -> Text:
             f"{repeated}; {utc(attempt.started_at)}{ended}{where}"
         )
     return text
+
+
+def _spent(view: RunView) -> str:
+    """Dollars, where anybody knows a price."""
+    if view.spent_usd is None:
+        return ""
+    ceiling = f" of ${view.budget.max_usd:,.2f}" if view.budget.max_usd is not None else ""
+    return f"${view.spent_usd:,.2f}{ceiling}"
 
 
 def left_text(left: Left) -> str:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Final
 
+from job.contract.records import utc
 from job.contract.submission import Way
 from launch.plan import DATA, Place, Plan
+from launch.render_quote import quote_lines
 
 _SHOWN: Final = 8
 """Fallbacks that are listed; more only hide the first."""
@@ -30,8 +32,11 @@ def plan_text(plan: Plan) -> str:
         f"for      {training.epochs} epochs, {batch} sequences a step, up to {training.max_length} tokens each",
         f"lands in {plan.bucket}/runs/{plan.run_id}",
     ]
-    if plan.places:
+    if plan.buys:
         lines += _bought(plan)
+    lines += _bounds(plan)
+    if plan.quote is not None:
+        lines += quote_lines(plan.quote)
     lines += [f"note     {note}" for note in plan.notes]
     return "\n".join(lines)
 
@@ -57,6 +62,18 @@ def _bought(plan: Plan) -> list[str]:
     if plan.secrets:
         lines.append(f"secrets  {', '.join(plan.secrets)} (by name; their values are in no file of ftjob's)")
     lines.append(f"retries  up to {plan.max_restarts} new attempts after interruptions")
+    return lines
+
+
+def _bounds(plan: Plan) -> list[str]:
+    """What the run may cost, and until when."""
+    budget, lines = plan.budget, []
+    if budget.max_usd is not None:
+        lines.append(
+            f"budget   ${budget.max_usd:.2f} over all attempts; before them the best adapter so far is published"
+        )
+    if budget.deadline is not None:
+        lines.append(f"by       {utc(budget.deadline)}; before then the best adapter so far is published")
     return lines
 
 

@@ -23,6 +23,7 @@ from job.dataset.source import local_path
 from job.storage import open_object, open_store
 from launch.base_model import pin
 from launch.hub import Hub, Pinned
+from launch.tokens import Sample, take_sample
 
 _SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
@@ -35,6 +36,8 @@ class Resolved:
     train: DatasetDigest
     held_out: DatasetDigest | None
     base_model: Pinned
+    train_sample: Sample
+    held_out_sample: Sample | None
 
     @property
     def bucket(self) -> str:
@@ -59,11 +62,11 @@ def resolve(recipe: Recipe, *, folder: Path, bucket: str) -> Resolved:
     target = str(open_store(recipe.output.bucket or bucket).uri)
     base_model = pin(recipe.base_model, folder=folder, hub=Hub.of(os.environ))
     train_uri = dataset_uri(recipe.dataset.train, folder)
-    train = digest_dataset(train_uri, name=recipe.dataset.train)
+    train, train_sample = read_dataset(train_uri, name=recipe.dataset.train)
     held_out_ref: float | str | None = recipe.dataset.held_out
-    held_out = None
+    held_out, held_out_sample = None, None
     if isinstance(held_out_ref, str):
-        held_out = digest_dataset(dataset_uri(held_out_ref, folder), name=held_out_ref)
+        held_out, held_out_sample = read_dataset(dataset_uri(held_out_ref, folder), name=held_out_ref)
         held_out_ref = held_out.uri
         if held_out.sha256 == train.sha256:
             raise DatasetInvalid(
@@ -77,7 +80,14 @@ def resolve(recipe: Recipe, *, folder: Path, bucket: str) -> Resolved:
             "output": recipe.output.model_copy(update={"bucket": target}),
         }
     )
-    return Resolved(recipe=resolved, train=train, held_out=held_out, base_model=base_model)
+    return Resolved(
+        recipe=resolved,
+        train=train,
+        held_out=held_out,
+        base_model=base_model,
+        train_sample=train_sample,
+        held_out_sample=held_out_sample,
+    )
 
 
 def dataset_uri(reference: str, folder: Path) -> str:
@@ -95,15 +105,19 @@ def dataset_uri(reference: str, folder: Path) -> str:
     return reference
 
 
-def digest_dataset(uri: str, *, name: str) -> DatasetDigest:
-    """Check every row of a dataset and digest its bytes; `name` is what errors call it.
+def read_dataset(uri: str, *, name: str) -> tuple[DatasetDigest, Sample]:
+    """Check every row of a dataset, digest its bytes, keep some rows to count tokens. `name` is what errors call it.
 
     Raises:
         DatasetInvalid: it is missing, unreadable, or has a bad line.
         Unreachable: its store is out of reach for now.
     """
     with _local_copy(uri, name) as path:
-        return fingerprint(path, name=name).model_copy(update={"uri": uri})
+        digest = fingerprint(path, name=name).model_copy(update={"uri": uri})
+        try:
+            return digest, take_sample(path, digest)
+        except OSError as error:
+            raise DatasetInvalid(f"dataset {name} cannot be read: {error.strerror or error}") from error
 
 
 def check_unchanged(record: RunRecord) -> None:
@@ -116,7 +130,7 @@ def check_unchanged(record: RunRecord) -> None:
     for key, then in (("train", record.train), ("held_out", record.held_out)):
         if then is None:
             continue
-        now = digest_dataset(then.uri, name=then.uri)
+        now, _ = read_dataset(then.uri, name=then.uri)
         if now.sha256 != then.sha256:
             raise IdentityMismatch(
                 f"dataset.{key} {then.uri} has changed since run {record.run_id} was launched: "

@@ -11,6 +11,7 @@ from typing import Final, Protocol
 from job.contract.errors import Damaged, NotFound, RunUnknown, Unreachable
 from job.contract.layout import RUNS, Key, RunLayout, run_of_recipe_key
 from job.contract.metrics import MetricLine, parse_lines
+from job.contract.receipt import Receipt, receipt_of
 from job.contract.records import AdapterManifest, AttemptClaim, AttemptEnd, RunRecord
 from job.contract.status import Status
 from job.contract.submission import Submission
@@ -41,6 +42,22 @@ def read_run(store: Store, run_id: str) -> RunRecord:
         raise RunUnknown(
             f"there is no run {run_id} in {store.uri}", hint="`ftjob list` shows the runs of a bucket (--bucket URI)"
         ) from error
+
+
+def newest_adapter(store: Store, run_id: str) -> AdapterManifest | None:
+    """The final adapter of a run, or, without it, the last that landed; None when there is neither.
+
+    Raises:
+        StorageError, Damaged: it cannot be read.
+    """
+    layout = RunLayout(run_id)
+    try:
+        return AdapterManifest.from_bytes(store.get(layout.adapter_manifest), name=f"adapter.json of run {run_id}")
+    except NotFound:
+        landed = [info.key for info in store.list(layout.landed) if layout.landed_attempt(info.key) is not None]
+    if not landed:
+        return None
+    return AdapterManifest.from_bytes(store.get(landed[-1]), name=f"the last adapter of run {run_id} that landed")
 
 
 def newest_submission(store: Store, run_id: str) -> Submission | None:
@@ -106,8 +123,18 @@ class RunReader:
             return Poll(before.model_copy(update=unknown), described)
         assert self._facts is not None  # noqa: S101 - `_read` set it
         self._view = view_of(self._facts, described, bucket=self._store.uri, now=now)
+        if not self._metrics:  # without them nobody knows how long an attempt lived
+            self._view = self._view.model_copy(update={"spent_usd": None, "silent_usd": 0.0})
         news, self._news = tuple(self._news), []
         return Poll(self._view, described, news)
+
+    def receipt(self, now: datetime) -> Receipt:
+        """What the run has cost until now. Raises as `poll`, and Unreachable."""
+        poll = self.poll(now)
+        if self._facts is None:
+            raise Unreachable(poll.view.message, hint=poll.view.hint)
+        running = next((each.attempt for each in poll.view.attempts if each.ended == "running"), None)
+        return receipt_of(self._facts.ledger(running=running), max_usd=self._facts.budget.max_usd)
 
     def _read(self) -> None:
         if self._facts is None:
@@ -116,13 +143,12 @@ class RunReader:
         self._read_attempts(facts)
         if self._metrics:
             self._read_metrics(facts)
+        for info in self._store.list(self._layout.submissions):
+            number = self._layout.submitted(info.key)
+            if number is not None and number not in facts.submissions:
+                facts.submissions[number] = Submission.from_bytes(self._store.get(info.key), name=info.key)
         if facts.adapter is None or not facts.adapter.complete:
-            try:
-                data = self._store.get(self._layout.adapter_manifest)
-            except NotFound:
-                pass
-            else:
-                facts.adapter = AdapterManifest.from_bytes(data, name=f"adapter.json of run {self._run_id}")
+            facts.adapter = newest_adapter(self._store, self._run_id)
 
     def _read_attempts(self, facts: Facts) -> None:
         for info in self._store.list(self._layout.attempts):

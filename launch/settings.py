@@ -6,7 +6,7 @@ import tomllib
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError
 
@@ -53,6 +53,8 @@ class Settings(BaseModel):
     """The same for clouds that rent containers."""
     slurm_python: str | None = None
     """Path of the prepared Python on the cluster."""
+    usd_per_hour: dict[str, float] = Field(default_factory=dict)
+    """What an hour of one's own machines costs: "local", "slurm", "kubernetes"."""
     s3: S3Settings = S3Settings()
 
     def s3_variables(self, variables: Mapping[str, str]) -> dict[str, str]:
@@ -87,6 +89,9 @@ class SettingsFile(BaseModel):
     )
     slurm_python: str | None = Field(
         default=None, pattern="^/", description="Python on the Slurm cluster that has ftjob[job] installed."
+    )
+    usd_per_hour: dict[Literal["local", "slurm", "kubernetes"], Annotated[float, Field(gt=0)]] = Field(
+        default_factory=dict, description="Dollars an hour of one's own machines, so that a budget can bound them."
     )
     s3: S3Settings = S3Settings()
 

@@ -55,6 +55,7 @@ def task_of(plan: Plan, environ: JobEnviron, template: Mapping[str, Any]) -> dic
     task["envs"] = {
         **mounted.variables(),
         **{name: value for name, value in images.items() if value},
+        **({"FTJOB_MAX_SECONDS": str(plan.max_seconds)} if plan.max_seconds is not None else {}),
         **plan.variables,
     }
     if plan.secrets:

@@ -9,12 +9,15 @@ from typing import Final
 
 from pydantic import AwareDatetime
 
+from job.contract.budget import Budget
 from job.contract.history import last_sign_of_life, phase_of, summarise_attempts
 from job.contract.layout import RunLayout
+from job.contract.ledger import Ledger, ledger_of
 from job.contract.metrics import Committed, Evaluated, MetricLine, Restored, Step
 from job.contract.outcome import EXIT_CODES, Outcome
 from job.contract.records import AdapterManifest, AttemptClaim, AttemptEnd, AttemptSummary, Part, RunRecord
 from job.contract.status import BackendState, Status, derive_status
+from job.contract.submission import Submission
 from launch.backend import Described
 
 RECENT_STEPS: Final = 20
@@ -72,8 +75,20 @@ class RunView(Part):
     """How the newest attempt ended, by its own word or else by its exit code."""
     message: str = ""
     hint: str = ""
+    spent_usd: float | None = None
+    """By all attempts; None where a price is unknown."""
+    silent_usd: float = 0.0
+    """What the live attempt's machine has cost since its last sign of life, if it still is ours."""
+    budget: Budget = Budget()
     left: Left | None = None
     """What still lives of a run that is over; None while it goes on, and where nobody asked."""
+
+    @property
+    def is_overspent(self) -> bool:
+        """Whether the run has cost its whole budget and goes on."""
+        if self.budget.max_usd is None or self.spent_usd is None or self.status.is_over:
+            return False
+        return self.spent_usd + self.silent_usd >= self.budget.max_usd
 
     @property
     def attempt(self) -> int:
@@ -90,6 +105,18 @@ class Facts:
     ends: dict[int, AttemptEnd] = field(default_factory=dict)
     lines: dict[int, list[MetricLine]] = field(default_factory=dict)
     adapter: AdapterManifest | None = None
+    """The final one, or, without it, the last that landed."""
+    submissions: dict[int, Submission] = field(default_factory=dict)
+
+    @property
+    def budget(self) -> Budget:
+        """What holds now: the last submission's."""
+        newest = max(self.submissions, default=0)
+        return self.submissions[newest].budget if newest else self.record.recipe.budget
+
+    def ledger(self, *, running: int | None) -> Ledger:
+        """What all attempts have cost, as far as the records tell."""
+        return ledger_of(self.claims, self.ends, self.lines, self.submissions.values(), running=running)
 
 
 def view_of(facts: Facts, described: Described, *, bucket: str, now: datetime) -> RunView:
@@ -97,7 +124,8 @@ def view_of(facts: Facts, described: Described, *, bucket: str, now: datetime) -
     newest = max(facts.claims, default=0)
     end = facts.ends.get(newest)
     status = derive_status(
-        published=facts.adapter is not None,
+        # What an earlier attempt landed says nothing of how this one ended.
+        published=facts.adapter is not None and (facts.adapter.complete or facts.adapter.attempt == newest),
         complete=facts.adapter is not None and facts.adapter.complete,
         attempts=len(facts.claims),
         last_end=end.outcome if end else None,
@@ -110,6 +138,7 @@ def view_of(facts: Facts, described: Described, *, bucket: str, now: datetime) -
     sign = last_sign_of_life(own)
     alive = status is Status.RUNNING
     progress = _progress(facts.lines)
+    ledger = facts.ledger(running=running)
     return RunView(
         run_id=facts.record.run_id,
         status=status,
@@ -133,7 +162,18 @@ def view_of(facts: Facts, described: Described, *, bucket: str, now: datetime) -
         outcome=end.outcome if end else _outcome_of(described),
         message=message,
         hint=hint,
+        spent_usd=ledger.usd if facts.submissions else None,
+        silent_usd=_silent_usd(ledger, running, sign.at if sign else None, now),
+        budget=facts.budget,
     )
+
+
+def _silent_usd(ledger: Ledger, running: int | None, sign: datetime | None, now: datetime) -> float:
+    charge = next((each for each in ledger.charges if each.attempt == running), None)
+    if charge is None or charge.usd_per_hour is None:
+        return 0.0
+    since = sign or charge.started_at
+    return max((now - since).total_seconds(), 0.0) / 3600 * charge.usd_per_hour
 
 
 def exit_code_of(view: RunView) -> int:

@@ -23,7 +23,7 @@ HEAVY: Final = {"torch", "transformers", "peft", "trl", "bitsandbytes", "dataset
 
 MAY_IMPORT_HEAVY: Final = {
     *["job.model", "job.train", "job.callbacks", "job.evaluate", "job.speed"],
-    *["job.batches", "job.loading", "job.randomness", "job.tensors"],
+    *["job.batches", "job.count", "job.loading", "job.randomness", "job.tensors"],
 }
 """The only modules that may import them. Add one here only if it computes with them."""
 

@@ -10,6 +10,7 @@ runs/<run_id>/
   metrics/a0001-000123.jsonl               what happened, in whole objects; also the heartbeat
   adapter/a0002/...                        files of an adapter
   adapter.json                             its manifest (create-only): its existence is the publication
+  landed/a0002.json                        the same of an adapter that was published because the budget ended
 
 datasets/<sha256>.jsonl                    datasets that were brought from the launching machine, for any number of runs
 """
@@ -44,6 +45,7 @@ _CHECKPOINT = re.compile(r"step-([0-9]{8})-a([0-9]{4})")
 _SUBMISSION = re.compile(r"submissions/([0-9]{4})\.json")
 _CLAIM = re.compile(r"attempts/([0-9]{4})\.json")
 _END = re.compile(r"attempts/([0-9]{4})\.end\.json")
+_LANDED = re.compile(r"landed/a([0-9]{4})\.json")
 _METRICS = re.compile(r"metrics/a([0-9]{4})-([0-9]{6})\.jsonl")
 _MANIFEST = re.compile(r"checkpoints/(step-[0-9]{8}-a[0-9]{4})\.json")
 _CHECKPOINT_FILE = re.compile(r"checkpoints/(step-[0-9]{8}-a[0-9]{4})/(?s:.+)")
@@ -164,6 +166,13 @@ class RunLayout:
     def adapter_manifest(self) -> Key:
         return Key(f"{self.root}adapter.json")
 
+    @property
+    def landed(self) -> Key:
+        return Key(f"{self.root}landed/")
+
+    def landed_manifest(self, attempt: int) -> Key:
+        return Key(f"{self.landed}a{_digits(attempt, 4)}.json")
+
     # Readers of listings. A key that is none of ours is None: other people's objects are left alone.
 
     def _relative(self, key: str) -> str:
@@ -179,6 +188,10 @@ class RunLayout:
 
     def ended_attempt(self, key: str) -> int | None:
         match = _END.fullmatch(self._relative(key))
+        return int(match[1]) if match else None
+
+    def landed_attempt(self, key: str) -> int | None:
+        match = _LANDED.fullmatch(self._relative(key))
         return int(match[1]) if match else None
 
     def committed_checkpoint(self, key: str) -> CheckpointName | None:

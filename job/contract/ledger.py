@@ -5,6 +5,9 @@ long the attempt lived. What a machine's calendar says is for people to read, an
 
     |-- the machine starts --|-- claim ---- last heartbeat --|..one interval..|
     |      up_seconds        |          lived_seconds        |   if killed    |
+
+What no record tells is not here: a machine that was taken away before its attempt had claimed, and a machine's last
+seconds after the end of its last attempt.
 """
 
 from __future__ import annotations
@@ -16,10 +19,10 @@ from pydantic import AwareDatetime, Field
 
 from job.contract.metrics import MetricLine, Restored, Step
 from job.contract.records import AttemptClaim, AttemptEnd, Part
-from job.contract.submission import Offer, Submission
+from job.contract.submission import OWN, Offer, Submission
 
-BOUGHT_LATER: Final = frozenset({"", "local", "slurm", "kubernetes"})
-"""Clouds whose machines were up before they were ours: there the bill begins with the claim."""
+BOUGHT_LATER: Final = frozenset({"", *OWN})
+"""Clouds whose machines were up before they were ours: there the bill of every attempt begins with its claim."""
 
 
 class Charge(Part):
@@ -35,13 +38,15 @@ class Charge(Part):
     ended: str
     """An outcome; "killed" when it never said; "running" while it may be."""
     provisioning_seconds: float = Field(ge=0)
-    """The machine was paid for and the attempt had not begun: boot, image, idle time after an attempt before it."""
+    """The first attempt on a machine: it was paid for and the attempt had not begun. Boot and image."""
+    idle_seconds: float = Field(default=0.0, ge=0)
+    """A later attempt on a machine: it was paid for after the attempt before had ended."""
     loading_seconds: float = Field(ge=0)
     """From the claim to the first step: dataset, weights, restore."""
     useful_seconds: float = Field(ge=0)
     """Optimizer steps whose result the run kept."""
     repeated_seconds: float = Field(ge=0)
-    """Optimizer steps whose result was lost, and that another attempt did again."""
+    """Optimizer steps whose result was lost with the attempt: another has done them again, or has to."""
     other_seconds: float = Field(ge=0)
     """Everything else: evaluations, saves that blocked, publishing, waiting, the last interval of a killed attempt."""
 
@@ -49,6 +54,7 @@ class Charge(Part):
     def seconds(self) -> float:
         return (
             self.provisioning_seconds
+            + self.idle_seconds
             + self.loading_seconds
             + self.useful_seconds
             + self.repeated_seconds
@@ -75,6 +81,11 @@ class Ledger(Part):
         costs = [charge.usd for charge in self.charges]
         known = [cost for cost in costs if cost is not None]
         return sum(known) if len(known) == len(costs) else None
+
+    @property
+    def restart_seconds(self) -> float:
+        """The longest that it took to get an attempt to its first step, provisioning included; 0 before any began."""
+        return max((charge.provisioning_seconds + charge.loading_seconds for charge in self.charges), default=0.0)
 
 
 def ledger_of(
@@ -103,12 +114,11 @@ def ledger_of(
         offer = offer_of(claim, by_number.get(claim.submission))
         machine = claim.machine_id or f"attempt {attempt}"
         begun = claim.up_seconds
-        if machine not in covered:
-            cloud = offer.cloud if offer is not None else ""
-            covered[machine] = begun if cloud in BOUGHT_LATER else 0.0
-        provisioning = max(begun - covered[machine], 0.0)
-        shared = max(covered[machine] - begun, 0.0)  # seconds of this life that an attempt before it paid for
-        covered[machine] = max(covered[machine], begun + lived)
+        bought_later = offer is None or offer.cloud in BOUGHT_LATER
+        paid_until = covered.get(machine, 0.0)
+        # Until it claims again a machine that one has anyway works for others.
+        waited = 0.0 if bought_later else max(begun - paid_until, 0.0)
+        shared = max(paid_until - begun, 0.0)  # seconds of this life that an attempt before it paid for
         charges.append(
             Charge(
                 attempt=attempt,
@@ -116,10 +126,12 @@ def ledger_of(
                 usd_per_hour=offer.usd_per_hour if offer is not None else None,
                 started_at=claim.claimed_at,
                 ended=end.outcome.value if end else "running" if attempt == running else "killed",
-                provisioning_seconds=provisioning,
+                provisioning_seconds=0.0 if machine in covered else waited,
+                idle_seconds=waited if machine in covered else 0.0,
                 **_parts(own, kept, attempt, max(lived - shared, 0.0)),
             )
         )
+        covered[machine] = max(paid_until, begun + lived)
     return Ledger(charges=tuple(charges))
 
 
@@ -132,7 +144,7 @@ def offer_of(claim: AttemptClaim, submission: Submission | None) -> Offer | None
 
 
 def _lived(claim: AttemptClaim, end: AttemptEnd | None, lines: Sequence[MetricLine]) -> float:
-    """Seconds from the claim to the end, never too few by more than one heartbeat."""
+    """Seconds from the claim to the end; never too few while heartbeats arrive, nor too many by more than one."""
     seen = max((line.elapsed for line in lines), default=0.0)
     if end is not None:
         return max(end.elapsed, seen)
@@ -140,11 +152,13 @@ def _lived(claim: AttemptClaim, end: AttemptEnd | None, lines: Sequence[MetricLi
 
 
 def _kept_steps(lines: Mapping[int, Sequence[MetricLine]]) -> dict[int, int]:
-    """Step -> the attempt whose result the run kept: the last that did it."""
+    """Step -> the attempt whose result the run kept: the last that did it, unless a later one began before it."""
     kept: dict[int, int] = {}
     for attempt in sorted(lines):
         for line in lines[attempt]:
-            if isinstance(line, Step):
+            if isinstance(line, Restored):
+                kept = {step: by for step, by in kept.items() if step <= line.step}
+            elif isinstance(line, Step):
                 kept[line.step] = attempt
     return kept
 
@@ -152,8 +166,8 @@ def _kept_steps(lines: Mapping[int, Sequence[MetricLine]]) -> dict[int, int]:
 def _parts(lines: Sequence[MetricLine], kept: Mapping[int, int], attempt: int, seconds: float) -> dict[str, float]:
     """How the seconds of a life were spent; they add up to it exactly."""
     steps = [line for line in lines if isinstance(line, Step)]
-    useful = sum(line.seconds for line in steps if kept[line.step] == attempt)
-    repeated = sum(line.seconds for line in steps if kept[line.step] != attempt)
+    useful = sum(line.seconds for line in steps if kept.get(line.step) == attempt)
+    repeated = sum(line.seconds for line in steps if kept.get(line.step) != attempt)
     began = next((line.elapsed for line in lines if isinstance(line, Restored)), None)
     loading = seconds if began is None else began
     # In this order they are cut to what is left, so that a strange record makes a strange part and never a wrong sum.

@@ -27,6 +27,7 @@ from pydantic import (
     model_validator,
 )
 
+from job.contract.budget import Budget
 from job.contract.errors import RecipeInvalid
 
 TINY_MODEL: Final = "builtin:tiny"
@@ -215,6 +216,7 @@ class Recipe(Section):
     training: Training = Field(default_factory=Training)
     checkpoints: Checkpoints = Field(default_factory=Checkpoints)
     output: Output = Field(default_factory=Output)
+    budget: Budget = Field(default_factory=Budget)
 
     @model_validator(mode="after")
     def _early_stopping_has_something_to_watch(self) -> Self:
@@ -225,10 +227,12 @@ class Recipe(Section):
     def digest(self) -> str:
         """Sha256 of what decides the weights.
 
-        Where the adapter lands and how often it is saved do not; nor does where the dataset lies: its bytes do, and
-        they have digests of their own.
+        Where the adapter lands, how often it is saved and what it may cost do not; nor does where the dataset lies:
+        its bytes do, and they have digests of their own.
         """
-        decisive = self.model_dump(mode="json", exclude={"output": True, "checkpoints": True, "dataset": {"train"}})
+        decisive = self.model_dump(
+            mode="json", exclude={"output": True, "checkpoints": True, "budget": True, "dataset": {"train"}}
+        )
         if isinstance(self.dataset.held_out, str):
             decisive["dataset"]["held_out"] = "a file of its own"
         return hashlib.sha256(json.dumps(decisive, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

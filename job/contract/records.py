@@ -192,7 +192,7 @@ class CheckpointManifest(Record):
     step: int = Field(ge=0)
     attempt: int = Field(ge=1)
     epoch: float = Field(ge=0)
-    reason: Literal["epoch", "interval", "notice"]
+    reason: Literal["epoch", "interval", "notice", "budget"]
     created_at: AwareDatetime
     finished: bool
     held_out_loss: float | None
@@ -247,65 +247,6 @@ class AttemptSummary(Part):
     steps_repeated: int
     hardware: Hardware | None
     """None for an attempt that ended before it began to train."""
-
-
-class Chosen(Part):
-    """Which state became the adapter, and why."""
-
-    step: int
-    epoch: float
-    held_out_loss: float | None
-    why: str
-
-
-class BaseModelPassport(Part):
-    """The base model as it was read."""
-
-    id: str
-    revision: str | None
-    parameters: int
-    files: dict[FileName, FileDigest]
-
-
-class DatasetPassport(Part):
-    """The dataset as it was trained."""
-
-    train: DatasetDigest
-    held_out: DatasetDigest | None
-    train_rows: int
-    held_out_rows: int
-    trained_tokens_per_epoch: int
-    trained_tokens: int
-    tokens_sha256: Sha256
-    chat_template_sha256: Sha256
-    tokenizer_sha256: Sha256
-
-
-class Passport(Record):
-    """passport.json, inside the adapter: everything that produced it."""
-
-    run_id: str
-    created_at: AwareDatetime
-    recipe: Recipe
-    recipe_sha256: Sha256
-    learning_rate: float
-    seed: int
-    base_model: BaseModelPassport
-    dataset: DatasetPassport
-    versions: Versions
-    git_commit: str | None
-    """Of the folder the recipe came from, "-dirty" when it held uncommitted changes; None outside a checkout."""
-    ftjob_commit: str | None
-    """Of the checkout that ftjob ran from; None for an installed package, whose version says it."""
-    image_digest: str | None
-    hardware: Hardware
-    threads: int
-    attempts: tuple[AttemptSummary, ...]
-    epochs: tuple[EpochResult, ...]
-    losses: tuple[StepLoss, ...]
-    chosen: Chosen
-    exact: bool
-    """Whether every attempt computed on the same hardware: if so, this is bit for bit the uninterrupted run."""
 
 
 def utc(moment: datetime) -> str:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Final
 
 from pydantic import AwareDatetime, Field
 
+from job.contract.budget import Budget
 from job.contract.records import Part, Record
+
+OWN: Final = frozenset({"local", "slurm", "kubernetes"})
+"""Places that sell nothing: whoever names one has it. What an hour costs there, if anything, is the owner's word."""
 
 
 class Way(StrEnum):
@@ -32,6 +37,8 @@ class Offer(Part):
     spot: bool
     usd_per_hour: float | None = None
     """Of the whole machine; None where nobody asks for money."""
+    on_demand_usd_per_hour: float | None = None
+    """Of the same machine in the same place, if it were not spot; None when it is not sold so."""
 
     @property
     def infra(self) -> str:
@@ -39,9 +46,14 @@ class Offer(Part):
         return f"{self.cloud}/{self.region}" if self.region else self.cloud
 
     @property
+    def is_own(self) -> bool:
+        """Whether nobody sells it: a machine or cluster that one has."""
+        return self.cloud in OWN
+
+    @property
     def kind(self) -> str:
         """spot, on demand, or your own."""
-        return "your own" if self.usd_per_hour is None else "spot" if self.spot else "on demand"
+        return "your own" if self.is_own else "spot" if self.spot else "on demand"
 
     def is_place_of(self, infra: dict[str, str]) -> bool:
         """Whether an attempt that claimed with these words ran here."""
@@ -61,3 +73,4 @@ class Submission(Record):
     offers: tuple[Offer, ...]
     image: str | None
     last_attempt: int | None
+    budget: Budget

@@ -5,24 +5,24 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
+from job.contract.budget import Budget
+from job.contract.ledger import Ledger
 from job.contract.metrics import Committed, Evaluated, Heartbeat, MetricLine, Published, Restored, Step
 from job.contract.outcome import Outcome
+from job.contract.passport import BaseModelPassport, Chosen, DatasetPassport, Passport
+from job.contract.receipt import receipt_of
 from job.contract.recipe import Recipe
 from job.contract.records import (
     AdapterManifest,
     AttemptClaim,
     AttemptEnd,
     AttemptSummary,
-    BaseModelPassport,
     CheckpointManifest,
-    Chosen,
     DatasetDigest,
-    DatasetPassport,
     EpochResult,
     FileDigest,
     Hardware,
     Identity,
-    Passport,
     Record,
     RunRecord,
     StepLoss,
@@ -92,6 +92,7 @@ def submission() -> Submission:
         offers=(offer,),
         image=f"registry.example/ftjob@sha256:{SHA}",
         last_attempt=21,
+        budget=Budget(max_usd=40),
     )
 
 
@@ -183,6 +184,8 @@ def passport() -> Passport:
         epochs=(EpochResult(epoch=1, step=3, held_out_loss=1.0),),
         losses=(StepLoss(step=1, epoch=0.1, loss=2.0), StepLoss(step=2, epoch=0.2, loss=0.1 + 0.2)),
         chosen=Chosen(step=3, epoch=1, held_out_loss=1.0, why="the lowest held-out loss"),
+        complete=True,
+        receipt=receipt_of(Ledger()),
         exact=True,
     )
 

@@ -90,8 +90,11 @@ BOUNDS: Mapping[str, tuple[list[object], list[object]]] = {
     "checkpoints.minutes": ([1e-9, 1440, "auto"], [0, -1, 1440.1, "5", "", None, True]),
     "checkpoints.keep": ([2, 1000], [1, 0, 1001, 2.0, "3", None]),
     "output.bucket": (["s3://b", None], ["", 1, True]),
+    "budget.max_usd": ([0.01, 40, 1e9, None], [0, -1, "40", True]),
+    "budget.max_hourly_usd": ([0.01, 3, None], [0, -1, "3", True]),
+    "budget.deadline": ([None], ["tomorrow", "2026-12-01", "2026-12-01T18:00:00", True, ["x"]]),
 }
-SECTIONS = ["base_model", "dataset", "lora", "training", "training.early_stopping", "checkpoints", "output"]
+SECTIONS = ["base_model", "dataset", "lora", "training", "training.early_stopping", "checkpoints", "output", "budget"]
 
 TAKEN = [(path, value) for path, (taken, _) in BOUNDS.items() for value in taken]
 REFUSED = [(path, value) for path, (_, refused) in BOUNDS.items() for value in refused]
@@ -334,7 +337,7 @@ def test_the_digest_ignores_where_the_dataset_lies_because_its_bytes_have_digest
     assert here.digest() != recipe(dataset={"train": "file:///here/t.jsonl"}).digest()
 
 
-DECISIVE = sorted(p for p in BOUNDS if not p.startswith(("output", "checkpoints")) and p != "dataset.train")
+DECISIVE = sorted(p for p in BOUNDS if not p.startswith(("output", "checkpoints", "budget")) and p != "dataset.train")
 
 
 @pytest.mark.parametrize("path", DECISIVE)

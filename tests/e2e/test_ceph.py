@@ -25,7 +25,7 @@ from job.contract.layout import Key, RunLayout
 from job.contract.records import AdapterManifest
 from job.storage import MULTIPART_BYTES, Store, open_store
 from launch.access import check_bucket
-from launch.resolve import digest_dataset
+from launch.resolve import read_dataset
 from tests.ceph import GUEST, OWNER, Account, Ceph
 from tests.job.running import Zygote, start
 from tests.job.storage_worker import is_whole, sealed
@@ -114,7 +114,7 @@ def test_a_dataset_that_may_not_be_read_is_refused_by_name(ceph: Ceph, monkeypat
     as_account(monkeypatch, GUEST)
     uri = ceph.uri("rows.jsonl")
     with pytest.raises(DatasetInvalid, match=r"dataset .*rows\.jsonl cannot be read: .*s3:GetObject is not allowed"):
-        digest_dataset(uri, name=uri)
+        read_dataset(uri, name=uri)
 
 
 # --------------------------------------------------------------------------------------------------- the whole way

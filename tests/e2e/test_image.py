@@ -23,8 +23,9 @@ import pytest
 from job.contract.environ import JobEnviron
 from job.contract.layout import RunLayout
 from job.contract.outcome import EXIT_CODES, Outcome
+from job.contract.passport import Passport
 from job.contract.recipe import read_recipe
-from job.contract.records import AdapterManifest, AttemptEnd, Passport
+from job.contract.records import AdapterManifest, AttemptEnd
 from job.storage import open_store
 from launch.begin import new_record
 from launch.resolve import resolve

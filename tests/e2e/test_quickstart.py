@@ -20,7 +20,8 @@ from typing import Any, Final
 
 import pytest
 
-from job.contract.records import Passport, Versions
+from job.contract.passport import Passport
+from job.contract.records import Versions
 from launch.home import RunFolder
 
 pytestmark = pytest.mark.slow

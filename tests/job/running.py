@@ -14,11 +14,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from job.contract.budget import Budget
 from job.contract.environ import JobEnviron
 from job.contract.layout import RunLayout, Uri
+from job.contract.ledger import Ledger, ledger_of
 from job.contract.metrics import Evaluated
+from job.contract.passport import Passport
 from job.contract.recipe import Recipe
-from job.contract.records import AdapterManifest, Passport, RunRecord
+from job.contract.records import AdapterManifest, RunRecord
+from job.contract.submission import Offer, Submission
 from job.dataset.reader import fingerprint
 from job.passport import Story, read_story
 from job.storage import open_store
@@ -124,6 +128,30 @@ class Run:
             "final_retry_seconds": 30.0,
         }
         return JobEnviron(**(values | changed))
+
+    def submit(self, *, number: int = 1, usd_per_hour: float = 3600.0, **budget: Any) -> None:
+        """As a launcher writes it before it starts anything. At $3600 an hour a dollar is a second."""
+        offer = Offer(cloud="local", gpu="this machine", gpus=1, spot=False, usd_per_hour=usd_per_hour)
+        submission = Submission(
+            submission=number,
+            nonce="n",
+            submitted_at=datetime.now(UTC),
+            backend="local",
+            api_server=None,
+            offers=(offer,),
+            image=None,
+            last_attempt=None,
+            budget=Budget(**budget),
+        )
+        open_store(self.bucket).put_new(self.layout.submission(number), submission.to_bytes())
+
+    def ledger(self) -> Ledger:
+        story = self.story()
+        return ledger_of(story.claims, story.ends, story.lines, story.submissions.values())
+
+    def landed(self, attempt: int) -> AdapterManifest:
+        key = self.layout.landed_manifest(attempt)
+        return AdapterManifest.from_bytes(open_store(self.bucket).get(key), name=key)
 
     def story(self) -> Story:
         return read_story(open_store(self.bucket), self.layout)

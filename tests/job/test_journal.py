@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from itertools import pairwise
+from itertools import count, pairwise
 from pathlib import Path
 
 import pytest
@@ -212,7 +212,18 @@ def test_silence_is_broken_by_heartbeats_that_say_the_phase(store: Watched) -> N
     assert sorted(gaps)[len(gaps) // 2] < 5  # a busy machine is late, not silent
 
 
-def test_lines_need_no_heartbeat_beside_them(store: Watched) -> None:
+def test_an_object_ends_with_the_moment_at_which_it_was_written_however_old_its_lines(store: Watched) -> None:
+    """What a killed attempt cost is counted from its last line on."""
+    ticks = count()
+    with Journal(store, RUN, attempt=3, heartbeat_seconds=0.05, clock=lambda: float(next(ticks))) as book:
+        book.write(step(1))
+        store.wait(lambda: bool(steps(store)))
+    written = next(lines for lines in objects(store) if any(isinstance(line, Step) for line in lines))
+    assert isinstance(written[-1], Heartbeat)
+    assert written[-1].elapsed > written[-2].elapsed
+
+
+def test_lines_of_the_moment_need_no_heartbeat_beside_them(store: Watched) -> None:
     with journal(store, 0.05) as book:
         book.write(step(1))
         store.wait(lambda: bool(store.puts))

@@ -102,7 +102,7 @@ def story_on(*machines: tuple[Hardware, int]) -> Story:
     for number, (machine, steps) in enumerate(machines, start=1):
         begun: Restored = restored(0).model_copy(update={"hardware": machine})
         lines[number] = [begun, *(step(n) for n in range(1, steps + 1))]
-    return Story({number: claim(number) for number in lines}, {}, lines)
+    return Story({number: claim(number) for number in lines}, {}, lines, {})
 
 
 OTHER = GPU.model_copy(update={"name": "NVIDIA A100"})

@@ -12,7 +12,8 @@ import yaml
 
 from job.checkpoints import digest_file, fetch_verified
 from job.contract.errors import NotFound, Unreachable
-from job.contract.records import AdapterManifest, DatasetPassport, Passport
+from job.contract.passport import DatasetPassport, Passport
+from job.contract.records import AdapterManifest
 from job.publish import CARD, PASSPORT, model_card, publish, write_papers
 from job.storage import FileStore, Store
 from job.tiny import write_tiny_model

@@ -87,6 +87,11 @@ class FakeSky:
     def cancel(self, job_ids: Sequence[int], *, patience_seconds: int) -> None:
         self._answer()
         self.cancelled += job_ids
+        path = self.folder / "jobs.json"
+        rows = json.loads(path.read_text()) if path.exists() else []
+        for row in rows:
+            row["status"] = "CANCELLED" if row["job_id"] in job_ids else row["status"]
+        path.write_text(json.dumps(rows))
 
     def logs(self, job_id: int, *, follow: bool) -> Iterator[str]:
         yield from self.log

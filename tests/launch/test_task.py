@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
+from job.contract.budget import Budget
 from job.contract.environ import JobEnviron
 from job.contract.layout import Uri
 from job.contract.records import DatasetDigest, RunRecord
 from job.contract.submission import Offer, Way
-from launch.plan import COPY_BYTES, Place, Plan, mounts_of, way_of
+from launch.plan import COPY_BYTES, GUARD_SECONDS, Place, Plan, mounts_of, way_of
 from launch.skypilot import SkyPilot
 from launch.task import as_yaml, read_template, task_of
 from tests.contract.examples import SHA, run_record
@@ -155,6 +156,21 @@ def test_docker_is_asked_as_root_where_the_user_may_not(tmp_path: Path) -> None:
     done = run_script(tmp_path, {"FTJOB_IMAGE": IMAGE}, docker=SAY + '[ "$1" != info ]')
     assert done.returncode == 0, done.stderr
     assert "run" in (tmp_path / "asked").read_text()
+
+
+def test_no_attempt_lives_longer_than_the_budget_pays_for(tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text("#!/bin/bash\ntrap 'exit 75' TERM\nwhile true; do read -t 0.1 <> <(:); done\n")
+    python.chmod(0o755)
+    done = run_script(tmp_path, {"FTJOB_PYTHON": str(python), "FTJOB_RUN_ID": "my-run", "FTJOB_MAX_SECONDS": "1"})
+    assert done.returncode == 124, "not 75: SkyPilot would begin again"
+
+
+def test_the_guard_leaves_the_budgets_whole_to_the_cheapest_offer() -> None:
+    plan = a_plan(NEBIUS, RUNPOD, budget=Budget(max_usd=10), spent_usd=5.0)
+    assert plan.max_seconds == 5 / 1.25 * 3600 + GUARD_SECONDS
+    assert task_of(plan, environ(), read_template())["envs"]["FTJOB_MAX_SECONDS"] == str(plan.max_seconds)
+    assert a_plan(NEBIUS).max_seconds is None
 
 
 def test_a_cluster_of_ones_own_runs_the_prepared_python(tmp_path: Path) -> None:

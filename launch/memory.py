@@ -1,0 +1,182 @@
+"""How much GPU memory a training needs, term by term, and what would make it fit. Pure."""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+from job.contract.recipe import Recipe
+from job.contract.records import Part
+from launch.cards import Card
+from launch.shape import Shape
+from launch.speeds import OURS, Batch, Stack, batch_of
+
+NF4_BYTES: Final = 0.5 + 1 / 64 + 4 / (64 * 256)
+"""A parameter: 4 bits, an 8-bit scale for each 64, an fp32 scale for each 256 of those (Dettmers et al. 2023,
+arXiv:2305.14314, section 3: double quantisation)."""
+ADAPTER_BYTES: Final = {"adamw": 16, "adamw_8bit": 10, "paged_adamw_8bit": 10}
+"""A parameter: fp32 weight and gradient, and two moments in fp32 or 8 bits."""
+HIDDEN_BYTES: Final = 24
+"""What one layer keeps between its forward and its backward pass, a token and hidden unit; and a feed-forward unit
+(FEED_FORWARD_BYTES). Together 0.285 MiB a token and layer of Llama 8B: 80.6 GiB measured without recompute."""
+FEED_FORWARD_BYTES: Final = 14
+HEAD_TILE_TOKENS: Final = 4096
+"""TRL 1.16 computes the loss in tiles of so many tokens (trl/kernels/chunked_logprob.py), without all logits."""
+HEAD_TILE_BYTES: Final = 8192 * 4
+"""A token of such a tile; the vocabulary's part of it is assumed."""
+MASK_BYTES: Final = 3
+"""A pair of tokens in the mask that keeps packed rows apart: one of bool, two of bf16."""
+CONTEXT_GIB: Final = 0.8
+"""CUDA's context and the libraries' workspaces; not measured, assumed."""
+FRAGMENTATION: Final = 0.05
+"""Of activations, which come and go: what the allocator cannot hand out again; assumed."""
+TIGHT: Final = 0.90
+"""From this share on of the card's memory an estimate that is right within 10 % may be wrong about fitting."""
+
+Verdict = Literal["fits", "tight", "does not fit", "unknown"]
+
+
+class Term(Part):
+    """One use of memory."""
+
+    name: str
+    gib: float
+
+
+class Memory(Part):
+    """What a training needs on one GPU."""
+
+    verdict: Verdict
+    gib: float | None = None
+    of_gib: float | None = None
+    largest: tuple[Term, ...] = ()
+    """The three largest, largest first."""
+    fixes: tuple[str, ...] = ()
+    """What would make it fit, gentlest first; empty where it fits."""
+    basis: str = ""
+
+
+def terms(shape: Shape, recipe: Recipe, batch: Batch, *, stack: Stack = OURS) -> tuple[Term, ...]:
+    """All uses of memory at the peak, which is in the backward pass, GiB."""
+    per_linear = NF4_BYTES if recipe.method == "qlora" else 2.0
+    one_layer = HIDDEN_BYTES * shape.hidden + FEED_FORWARD_BYTES * shape.feed_forward
+    inputs = shape.layers * shape.hidden * stack.stream_bytes
+    found = {
+        f"base weights in {'NF4' if recipe.method == 'qlora' else '16 bits'}": per_linear * shape.linear_parameters,
+        "embedding and output layer": stack.stream_bytes * shape.other_parameters,
+        "adapter with its optimizer": ADAPTER_BYTES[recipe.training.optimizer] * shape.adapter_parameters(recipe.lora),
+        "loss": HEAD_TILE_BYTES * min(batch.tokens, HEAD_TILE_TOKENS) + 2 * 4 * shape.hidden * batch.tokens,
+    }
+    if stack.recompute:
+        found["inputs of the layers"] = inputs * batch.tokens
+        found["one layer at a time, recomputed"] = one_layer * batch.tokens
+    else:
+        found["what all layers keep for the backward pass"] = shape.layers * one_layer * batch.tokens
+    if batch.masked:
+        found["mask of the packed rows"] = MASK_BYTES * batch.tokens * batch.attended
+    if recipe.lora.dora:
+        # The merged weight of a layer, its norm's input, both in 16 bits and once in fp32.
+        found["DoRA's merged weight"] = 8 * max(inputs * outputs for inputs, outputs in shape.linears.values())
+    return tuple(Term(name=name, gib=value / 2**30) for name, value in found.items())
+
+
+def peak_gib(shape: Shape, recipe: Recipe, batch: Batch, *, stack: Stack = OURS) -> float:
+    """What torch.cuda.max_memory_allocated should see, GiB."""
+    return sum(term.gib for term in terms(shape, recipe, batch, stack=stack))
+
+
+def memory_of(shape: Shape, recipe: Recipe, card: Card) -> Memory:
+    """Whether the job fits on a card, with full micro-batches of max_length: a run meets one sooner or later."""
+    batch = full_batch(recipe)
+    found = (*terms(shape, recipe, batch), _overhead(shape, recipe, batch))
+    needed = sum(term.gib for term in found)
+    verdict = verdict_of(needed, card.gib)
+    return Memory(
+        verdict=verdict,
+        gib=needed,
+        of_gib=card.gib,
+        largest=tuple(sorted(found, key=lambda term: -term.gib)[:3]),
+        fixes=fixes(shape, recipe, card) if verdict in ("tight", "does not fit") else (),
+        basis="counted from the model's shape; the count fits six peaks of TRL on H200 within 10 %, this job's own are "
+        "not measured yet",
+    )
+
+
+def verdict_of(needed: float, available: float) -> Verdict:
+    """Both in GiB."""
+    if needed > available:
+        return "does not fit"
+    return "tight" if needed > TIGHT * available else "fits"
+
+
+def full_batch(recipe: Recipe) -> Batch:
+    """The largest micro-batch that the recipe can meet."""
+    training = recipe.training
+    return batch_of(training.batch_size, training.max_length, packing=training.packing)
+
+
+def fixes(shape: Shape, recipe: Recipe, card: Card) -> tuple[str, ...]:
+    """Changes that make a recipe fit a card with room to spare, gentlest first: what changes no result, then what does.
+
+    Each is tried alone, but for the last one, which tries them all; and when that is not enough the memory is named
+    that a card would have to have.
+    """
+    training = recipe.training
+    together = recipe
+    found: list[str] = []
+
+    def try_out(changed: Recipe, words: str) -> None:
+        needed = _needed(shape, changed)
+        if needed <= TIGHT * card.gib:
+            found.append(f"{words} ({needed:.1f} GiB)")
+
+    if training.batch_size > 1:
+        size = training.batch_size
+        while size > 1 and _needed(shape, _with(recipe, batch_size=size)) > TIGHT * card.gib:
+            size //= 2
+        accumulation = -(-training.batch_size * training.gradient_accumulation // size)
+        changed = _with(recipe, batch_size=size, gradient_accumulation=accumulation)
+        try_out(changed, f"training.batch_size {size} with gradient_accumulation {accumulation}")
+        together = _with(together, batch_size=1)
+    if recipe.method == "lora":
+        try_out(recipe.model_copy(update={"method": "qlora"}), 'method "qlora"')
+        together = together.model_copy(update={"method": "qlora"})
+    if training.optimizer == "adamw":
+        try_out(_with(recipe, optimizer="paged_adamw_8bit"), 'training.optimizer "paged_adamw_8bit"')
+    length = training.max_length
+    while length > 256 and _needed(shape, _with(recipe, max_length=length)) > TIGHT * card.gib:
+        length //= 2
+    if length < training.max_length:
+        try_out(_with(recipe, max_length=length), f"training.max_length {length} (longer rows are cut)")
+    together = _with(together, max_length=min(training.max_length, 512))
+    if not found:
+        try_out(together, _in_words(together, recipe))
+    if not found:
+        found.append(
+            f"a GPU with {_needed(shape, recipe) / TIGHT:.0f} GiB or more, or with "
+            f"{_needed(shape, together) / TIGHT:.0f} GiB and {_in_words(together, recipe)}"
+        )
+    return tuple(found)
+
+
+def _in_words(changed: Recipe, recipe: Recipe) -> str:
+    said = [] if changed.method == recipe.method else [f'method "{changed.method}"']
+    for name in ("batch_size", "max_length"):
+        value = getattr(changed.training, name)
+        if value != getattr(recipe.training, name):
+            said.append(f"training.{name} {value}")
+    return ", ".join(said) or "the recipe as it is"
+
+
+def _with(recipe: Recipe, **changes: object) -> Recipe:
+    return recipe.model_copy(update={"training": recipe.training.model_copy(update=changes)})
+
+
+def _needed(shape: Shape, recipe: Recipe) -> float:
+    batch = full_batch(recipe)
+    return peak_gib(shape, recipe, batch) + _overhead(shape, recipe, batch).gib
+
+
+def _overhead(shape: Shape, recipe: Recipe, batch: Batch) -> Term:
+    nothing = batch._replace(tokens=0.0)
+    moving = peak_gib(shape, recipe, batch) - peak_gib(shape, recipe, nothing)
+    return Term(name="CUDA and fragmentation", gib=CONTEXT_GIB + FRAGMENTATION * moving)

@@ -1,0 +1,50 @@
+"""What a person says of money on the command line, and what it makes of the budget that holds."""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime
+
+from job.contract.budget import Budget
+from job.contract.errors import BadInput
+from job.contract.records import utc
+
+_DOLLARS = re.compile(r"(\+)?\$?([0-9]+(?:\.[0-9]+)?)")
+
+
+def budget_for(base: Budget, *, dollars: str | None, by: str | None, now: datetime) -> Budget:
+    """The budget of a launch.
+
+    Args:
+        base: of the recipe, or of the run's last submission.
+        dollars: "40" is the ceiling over all attempts, "+20" raises the one that holds.
+        by: a moment in ISO 8601; without a zone in this machine's.
+
+    Raises:
+        BadInput: one of them cannot be read, or is too late.
+    """
+    if dollars is not None:
+        base = base.model_copy(update={"max_usd": _dollars(dollars, base.max_usd)})
+    if by is not None:
+        base = base.model_copy(update={"deadline": _moment(by)})
+    if base.deadline is not None and base.deadline <= now:
+        raise BadInput(f"the deadline {utc(base.deadline)} is over", hint="--by names another")
+    return base
+
+
+def _dollars(text: str, holds: float | None) -> float:
+    match = _DOLLARS.fullmatch(text.strip())
+    if match is None or float(match[2]) <= 0:
+        raise BadInput(f"--budget {text!r} is no sum of dollars", hint="--budget 40, or --budget +20 for so much more")
+    if not match[1]:
+        return float(match[2])
+    if holds is None:
+        raise BadInput(f"--budget {text} would raise a budget, and there is none", hint="name the whole: --budget 40")
+    return holds + float(match[2])
+
+
+def _moment(text: str) -> datetime:
+    try:
+        return datetime.fromisoformat(text).astimezone()
+    except ValueError as error:
+        raise BadInput(f"--by {text!r} is no moment", hint="for example: --by 2026-12-01T18:00") from error
