@@ -178,7 +178,7 @@ def plan(recipe: Path, show_task: bool, as_json: bool, **asked: Any) -> None:
 
     Works without a network where SkyPilot's catalog is on this machine; which clouds are enabled is asked by `launch`.
     """
-    from launch.commands import plan_run
+    from launch.attended import plan_run
     from launch.launching import prepare
 
     prepared = prepare(_here(), _wish(recipe=recipe, **asked), for_launch=False)
@@ -222,7 +222,7 @@ def launch(
         raise click.UsageError("name a RECIPE, or a run with --run RUN")
     if asked["run_id"] is not None and asked["name"] is not None:
         raise click.UsageError("--name is for new runs: leave it out with --run")
-    from launch.commands import launch_run
+    from launch.attended import launch_run
 
     wish = _wish(recipe=recipe, **asked)
     code = launch_run(_here(), wish, yes=yes, dry_run=dry_run, show_task=show_task, detach=detach, as_json=as_json)
