@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from job.contract.errors import FtjobError
+from job.contract.submission import OWN
 from job.storage import Store
 from launch.backend import Backend
 from launch.ec2 import instances_labelled
@@ -30,6 +31,6 @@ def left_of(backend: Backend, store: Store, run_id: str) -> Left:
             asked.append(f"aws {region}")
         except FtjobError as error:
             not_asked.append(f"aws {region}: {error.message}")
-    others = {offer.cloud for offer in offers} - {"aws", "slurm"}
+    others = {offer.cloud for offer in offers} - {"aws", *OWN}
     not_asked += [f"{cloud}: ftjob cannot ask it; look for the label {RUN_LABEL}={run_id}" for cloud in sorted(others)]
     return Left(names=tuple(names), asked=tuple(asked), not_asked=tuple(not_asked))

@@ -180,7 +180,9 @@ def test_it_takes_less_than_three_minutes_and_three_gigabytes(session: Session) 
 
 def test_the_run_is_seen_afterwards(session: Session) -> None:
     status = session.ask("status", session.run_id, "--json")
-    assert status == session.answer | {"last_commit": status["last_commit"]}  # its age alone has changed
+    assert status["left"] == {"names": [], "asked": ["local"], "not_asked": []}
+    # Its age has changed, and what is left is asked only now.
+    assert status == session.answer | {"last_commit": status["last_commit"], "left": status["left"]}
     assert [attempt["ended"] for attempt in status["attempts"]] == ["killed", "done"]
     (listed,) = session.ask("list", "--json")
     assert (listed["run_id"], listed["status"]) == (session.run_id, "succeeded")
@@ -230,7 +232,11 @@ def test_the_passport_says_everything_that_made_the_adapter(session: Session, fe
     data = json.loads((fetched / "passport.json").read_bytes())
     passport = Passport.from_bytes((fetched / "passport.json").read_bytes(), name="passport.json")
     without = set() if (ROOT / ".git").exists() else {"git_commit", "ftjob_commit"}
-    assert set(empties(data)) <= MAY_BE_EMPTY | without
+    # Without a price there are no dollars; the seconds are there.
+    unpriced = {name for name in empties(data) if name.startswith(("receipt.", "recipe.budget."))}
+    assert set(empties(data)) <= MAY_BE_EMPTY | without | unpriced
+    assert passport.receipt.seconds == pytest.approx(sum(row.seconds for row in passport.receipt.rows))
+    assert passport.receipt.seconds_by.useful > 0
 
     assert passport.run_id == session.run_id
     assert passport.recipe.digest() == passport.recipe_sha256
