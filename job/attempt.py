@@ -33,6 +33,7 @@ from job.journal import Journal, now
 from job.logs import bind, get_logger
 from job.notice import Notice
 from job.patience import insist
+from job.stop import watch_for_stop
 from job.storage import Store, open_store
 from job.storage.store import translate_os_error
 
@@ -89,7 +90,9 @@ class Attempt:
         beat = self._environ.heartbeat_seconds
         attempt = claim.attempt
         with Journal(self._store, self._layout, attempt=attempt, heartbeat_seconds=beat, began=began) as journal:
+            stop = watch_for_stop(self._store, self._layout, claim.submission, self._notice)
             ending = self._one_too_many(claim) or self._ending(record, claim, journal)
+            stop.set()
             if self._ceiling is not None:
                 self._ceiling.close()
             self._record_end(claim, ending, journal)

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 import click
 from rich.console import Console
 
-from job.contract.errors import BadInput
+from job.contract.errors import BadInput, FtjobError
 from job.contract.records import RunRecord
 from job.contract.status import BackendState, Status
 from job.storage import Store
@@ -24,6 +24,7 @@ from launch.launching import Prepared, Wish, prepare, start
 from launch.plan import Plan
 from launch.prices import Policy
 from launch.runs import Poll, RunReader
+from launch.stopping import stop_run
 from launch.switching import Course, course_of
 from launch.task import as_yaml
 from launch.view import Facts, RunView, exit_code_of, view_of
@@ -162,9 +163,14 @@ def stay(
     live = render.LiveDisplay(console) if console.is_terminal else None
     with live or nullcontext():
         display = live or render.PlainDisplay(console)
-        return follow(
-            reader, record.run_id, backend, display, interrupts, every=every, cancels=cancels, leave_now=leave_now
-        )
+
+        def stop() -> None:
+            try:
+                stop_run(store, record.run_id, backend, display.say)
+            except FtjobError as error:
+                display.say(f"the run could not be stopped: {error.message}")
+
+        return follow(reader, stop, display, interrupts, every=every, cancels=cancels, leave_now=leave_now)
 
 
 def _answer(view: RunView, *, as_json: bool) -> None:

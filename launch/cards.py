@@ -19,7 +19,6 @@ class Card(NamedTuple):
         tflops: bf16 dense, datasheet.
         gb_per_second: of its memory, datasheet.
         gib: usable memory.
-        measured: whether whole steps were timed on it (launch/speeds.py: ANCHORS, OWN).
         hopper: of the generation that was timed: kernels and their choice are the same.
     """
 
@@ -27,7 +26,6 @@ class Card(NamedTuple):
     tflops: float
     gb_per_second: float
     gib: float
-    measured: bool = False
     hopper: bool = False
 
 
@@ -41,7 +39,7 @@ def _gib(gigabytes: float) -> float:
 
 _H100 = Card("H100 SXM", 989, 3350, 79.1, hopper=True)
 _H100_PCIE = Card("H100 PCIe", 756, 2000, 79.1, hopper=True)
-_H200 = Card("H200", 989, 4800, 139.8, measured=True, hopper=True)
+_H200 = Card("H200", 989, 4800, 139.8, hopper=True)
 _A100_80 = Card("A100 80 GB", 312, 2039, 79.1)
 
 CARDS: Final[dict[str, Card]] = {

@@ -42,7 +42,6 @@ FRESH_SECONDS: Final = 120.0
 """How long after a submission SkyPilot's queue may not show it yet."""
 ASK_SECONDS: Final = 15.0
 """Between two questions to SkyPilot: one costs it seconds, and its own look at a job comes every 15 s."""
-CANCEL_SECONDS: Final = 60
 
 _STATES: Final[Mapping[str, BackendState]] = {
     "PENDING": BackendState.QUEUED,
@@ -76,7 +75,7 @@ class Sky(Protocol):
     def check_task(self, task: Mapping[str, Any]) -> None: ...
     def launch(self, task: Mapping[str, Any], secrets: Mapping[str, str]) -> int: ...
     def jobs(self, name: str) -> tuple[ManagedJob, ...]: ...
-    def cancel(self, job_ids: Sequence[int], *, patience_seconds: int) -> None: ...
+    def cancel(self, job_ids: Sequence[int]) -> None: ...
     def logs(self, job_id: int, *, follow: bool) -> Iterator[str]: ...
     def machines_of(self, name: str, job_ids: Sequence[int]) -> tuple[str, ...]: ...
 
@@ -126,7 +125,7 @@ class CloudBackend:
             max_restarts=max_restarts,
             places=places,
             why=choice.why,
-            notes=(*choice.notes, *left_out, *_idle_gpus(places[0].offer)),
+            notes=(*choice.notes, *left_out, *_idle_gpus(places[0].offer), *_shown_secrets(places, shopping)),
             image=image,
             inside_image=settings.inside_image,
             python=settings.slurm_python,
@@ -243,7 +242,7 @@ class CloudBackend:
         self._asked.pop(run_id, None)
         alive = [job.job_id for job in self._sky.jobs(job_name(run_id)) if _is_alive(job)]
         if alive:
-            self._sky.cancel(alive, patience_seconds=CANCEL_SECONDS)
+            self._sky.cancel(alive)
         return bool(alive)
 
     def logs(self, run_id: str, *, follow: bool) -> Iterator[str]:
@@ -273,6 +272,15 @@ def _idle_gpus(offer: Offer) -> tuple[str, ...]:
     if offer.gpus == 1:
         return ()
     return (f"ftjob trains on one GPU: {offer.gpus - 1} of {offer.gpu}:{offer.gpus} would be paid for and idle",)
+
+
+def _shown_secrets(places: Sequence[Place], shopping: Shopping) -> tuple[str, ...]:
+    if not shopping.secrets or all(place.offer.cloud != "slurm" for place in places):
+        return ()
+    return (
+        "on Slurm SkyPilot 0.14 puts secrets into command lines, where other users of the node see them; with "
+        "credentials in a file on the cluster, `slurm_secrets = false` in settings.toml sends none",
+    )
 
 
 def _lines(pieces: Iterator[str]) -> Iterator[str]:

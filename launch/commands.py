@@ -26,6 +26,7 @@ from launch.here import Elsewhere, Here
 from launch.launching import read
 from launch.left import left_of
 from launch.runs import RunReader, list_runs, read_run
+from launch.stopping import stop_run
 from launch.view import Left, RunView
 
 CANCEL_PATIENCE_SECONDS: Final = 180.0
@@ -51,7 +52,7 @@ def cancel_run(store: Store, run_id: str, backend: Backend) -> RunView:
         FtjobError: it did not stop in time.
     """
     record = read_run(store, run_id)
-    if backend.cancel(record.run_id):
+    if stop_run(store, record.run_id, backend, lambda text: click.echo(text, err=True)):
         click.echo("stopping: the job saves its work first", err=True)
     else:
         click.echo("nothing of it runs here", err=True)

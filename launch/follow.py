@@ -11,7 +11,6 @@ from typing import Any, Final, Protocol, Self
 
 from job.contract.errors import FtjobError, StorageError
 from job.contract.status import BackendState
-from launch.backend import Backend
 from launch.runs import Poll, RunReader
 from launch.view import RunView
 
@@ -56,8 +55,7 @@ class Interrupts:
 
 def follow(
     reader: RunReader,
-    run_id: str,
-    backend: Backend,
+    stop: Callable[[], object],
     display: Display,
     interrupts: Interrupts,
     *,
@@ -71,6 +69,7 @@ def follow(
     when its budget is spent is stopped from here.
 
     Args:
+        stop: ends the run; called at most once, and may take a minute.
         every: seconds between two looks.
         cancels: False when an interrupt is for the watching only.
         leave_now: why the run should stop where it is, to go on elsewhere; empty while it should not.
@@ -88,7 +87,7 @@ def follow(
         if interrupts.count and cancels and not asked:
             asked = True
             display.say("stopping: the job saves its work first (once more to leave it alone)")
-            backend.cancel(run_id)
+            stop()
         try:
             poll = reader.poll(datetime.now(UTC))
         except StorageError as error:
@@ -107,12 +106,12 @@ def follow(
             if not asked and (why := leave_now(poll)):
                 asked = True
                 display.say(why)
-                backend.cancel(run_id)
+                stop()
             overspent_since = (overspent_since or time.monotonic()) if view.is_overspent else None
             if overspent_since and time.monotonic() - overspent_since > OVERSPENT_SECONDS and not asked:
                 asked = True
                 display.say("its budget is spent and it goes on: it is stopped from here")
-                backend.cancel(run_id)
+                stop()
         if interrupts.count > 1 and view is not None:
             return view
         time.sleep(every)

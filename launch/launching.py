@@ -112,6 +112,8 @@ def prepare(here: Here, wish: Wish, *, for_launch: bool) -> Prepared:
     if for_launch:
         check_bucket(store)
     given, notes, variables = _given_to_the_job(record, store) if wish.backend != LocalBackend.name else ({}, (), {})
+    if shares_files(wish.clouds) and not here.settings.slurm_secrets:
+        given, notes = {}, ()
     shopping = Shopping(
         gpu=wish.gpu,
         clouds=wish.clouds,

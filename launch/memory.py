@@ -15,20 +15,26 @@ NF4_BYTES: Final = 0.5 + 1 / 64 + 4 / (64 * 256)
 arXiv:2305.14314, section 3: double quantisation)."""
 ADAPTER_BYTES: Final = {"adamw": 16, "adamw_8bit": 10, "paged_adamw_8bit": 10}
 """A parameter: fp32 weight and gradient, and two moments in fp32 or 8 bits."""
-HIDDEN_BYTES: Final = 24
+HIDDEN_BYTES: Final = {2: 11.5, 4: 24.0}
 """What one layer keeps between its forward and its backward pass, a token and hidden unit; and a feed-forward unit
-(FEED_FORWARD_BYTES). Together 0.285 MiB a token and layer of Llama 8B: 80.6 GiB measured without recompute."""
-FEED_FORWARD_BYTES: Final = 14
+(FEED_FORWARD_BYTES); by the bytes of a number between layers. 2: fitted to five peaks of our own (launch/speeds.py:
+OWN); 4: together 0.285 MiB a token and layer of Llama 8B, 80.6 GiB measured without recompute."""
+FEED_FORWARD_BYTES: Final = {2: 11.5, 4: 14.0}
 HEAD_TILE_TOKENS: Final = 4096
 """TRL 1.16 computes the loss in tiles of so many tokens (trl/kernels/chunked_logprob.py), without all logits."""
 HEAD_TILE_BYTES: Final = 8192 * 4
 """A token of such a tile; the vocabulary's part of it is assumed."""
 MASK_BYTES: Final = 3
 """A pair of tokens in the mask that keeps packed rows apart: one of bool, two of bf16."""
-CONTEXT_GIB: Final = 0.8
-"""CUDA's context and the libraries' workspaces; not measured, assumed."""
-FRAGMENTATION: Final = 0.05
-"""Of activations, which come and go: what the allocator cannot hand out again; assumed."""
+CONTEXT_GIB: Final = 0.75
+"""CUDA's context and the libraries' workspaces: what the card had taken beyond torch's allocator (H200, 2026-11-23)."""
+FRAGMENTATION: Final = 0.25
+"""Of activations, which come and go: what the allocator holds beyond what is in use. 0.21 to 0.43 of them in our own
+steps with micro-batches of one length; more with many lengths, which it gives back when the card is full."""
+DORA_TOKEN_BYTES: Final = 35.0
+"""With DoRA, of the layer that is recomputed: a token and unit of hidden + feed-forward; and DORA_WEIGHT_BYTES, a
+parameter of the largest linear layer. Fitted to 8B 2x4 (11.5 GiB) and 8x1 (24.5 GiB), PEFT 0.21, 2026-11-23."""
+DORA_WEIGHT_BYTES: Final = 18.0
 TIGHT: Final = 0.90
 """From this share on of the card's memory an estimate that is right within 10 % may be wrong about fitting."""
 
@@ -58,7 +64,8 @@ class Memory(Part):
 def terms(shape: Shape, recipe: Recipe, batch: Batch, *, stack: Stack = OURS) -> tuple[Term, ...]:
     """All uses of memory at the peak, which is in the backward pass, GiB."""
     per_linear = NF4_BYTES if recipe.method == "qlora" else 2.0
-    one_layer = HIDDEN_BYTES * shape.hidden + FEED_FORWARD_BYTES * shape.feed_forward
+    wide = stack.stream_bytes
+    one_layer = HIDDEN_BYTES[wide] * shape.hidden + FEED_FORWARD_BYTES[wide] * shape.feed_forward
     inputs = shape.layers * shape.hidden * stack.stream_bytes
     found = {
         f"base weights in {'NF4' if recipe.method == 'qlora' else '16 bits'}": per_linear * shape.linear_parameters,
@@ -74,8 +81,10 @@ def terms(shape: Shape, recipe: Recipe, batch: Batch, *, stack: Stack = OURS) ->
     if batch.masked:
         found["mask of the packed rows"] = MASK_BYTES * batch.tokens * batch.attended
     if recipe.lora.dora:
-        # The merged weight of a layer, its norm's input, both in 16 bits and once in fp32.
-        found["DoRA's merged weight"] = 8 * max(inputs * outputs for inputs, outputs in shape.linears.values())
+        found["DoRA's merged weight"] = DORA_WEIGHT_BYTES * max(i * o for i, o in shape.linears.values())
+        # Without recompute every layer would keep it, as it does all else.
+        kept = 1 if stack.recompute else shape.layers
+        found["DoRA's activations"] = kept * DORA_TOKEN_BYTES * (shape.hidden + shape.feed_forward) * batch.tokens
     return tuple(Term(name=name, gib=value / 2**30) for name, value in found.items())
 
 
@@ -96,8 +105,7 @@ def memory_of(shape: Shape, recipe: Recipe, card: Card) -> Memory:
         of_gib=card.gib,
         largest=tuple(sorted(found, key=lambda term: -term.gib)[:3]),
         fixes=fixes(shape, recipe, card) if verdict in ("tight", "does not fit") else (),
-        basis="counted from the model's shape; the count fits six peaks of TRL on H200 within 10 %, this job's own are "
-        "not measured yet",
+        basis="counted from the model's shape; the count fits eight peaks of this job on H200 within 5 %",
     )
 
 

@@ -53,6 +53,8 @@ class Settings(BaseModel):
     """The same for clouds that rent containers."""
     slurm_python: str | None = None
     """Path of the prepared Python on the cluster."""
+    slurm_secrets: bool = True
+    """Whether a job on Slurm is sent this machine's credentials."""
     usd_per_hour: dict[str, float] = Field(default_factory=dict)
     """What an hour of one's own machines costs: "local", "slurm", "kubernetes"."""
     s3: S3Settings = S3Settings()
@@ -89,6 +91,9 @@ class SettingsFile(BaseModel):
     )
     slurm_python: str | None = Field(
         default=None, pattern="^/", description="Python on the Slurm cluster that has ftjob[job] installed."
+    )
+    slurm_secrets: StrictBool = Field(
+        default=True, description="Send this machine's credentials to jobs on Slurm, where other users may see them."
     )
     usd_per_hour: dict[Literal["local", "slurm", "kubernetes"], Annotated[float, Field(gt=0)]] = Field(
         default_factory=dict, description="Dollars an hour of one's own machines, so that a budget can bound them."

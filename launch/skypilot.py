@@ -94,9 +94,9 @@ class SkyPilot:
     def enabled_clouds(self) -> tuple[str, ...]:
         """The clouds that SkyPilot has working credentials for. Starts the API server if it is not running."""
         with _quietly(), _errors("which clouds are enabled"):
-            import sky
+            from sky.client import sdk
 
-            return tuple(sorted(str(name).lower() for name in sky.get(sky.enabled_clouds())))
+            return tuple(sorted(str(name).lower() for name in sdk.get(sdk.enabled_clouds())))
 
     def api_server(self) -> str | None:
         """Where the API server is, without a password; None for one on this machine."""
@@ -143,23 +143,31 @@ class SkyPilot:
             ]
             return tuple(sorted(found, key=lambda job: job.job_id, reverse=True))
 
-    def cancel(self, job_ids: Sequence[int], *, patience_seconds: int) -> None:
-        """End jobs: each gets SIGTERM and `patience_seconds` before its machine is taken away."""
+    def cancel(self, job_ids: Sequence[int]) -> None:
+        """End jobs. Each gets SIGTERM as its machine is taken away.
+
+        Not with SkyPilot's `graceful`: that ends the job's driver first, and the job with SIGKILL (seen on Slurm); its
+        timeout is for mounts that are written through a cache.
+        """
         with _quietly(), _errors("the cancellation"):
             import sky
             from sky import jobs
 
-            sky.get(jobs.cancel(job_ids=list(job_ids), graceful=True, graceful_timeout=patience_seconds))
+            sky.get(jobs.cancel(job_ids=list(job_ids)))
 
     def logs(self, job_id: int, *, follow: bool) -> Iterator[str]:
         """What a job wrote, in pieces of any length."""
         with _quietly(), _errors("the logs"):
             from sky import jobs
 
-            for piece in jobs.tail_logs(job_id=job_id, follow=follow, preload_content=False):
-                if piece is None:
-                    return
-                yield piece
+            pieces = iter(jobs.tail_logs(job_id=job_id, follow=follow, preload_content=False))
+        while True:
+            # Not around the yield: whoever prints the piece would print it to stderr.
+            with _quietly(), _errors("the logs"):
+                piece = next(pieces, None)
+            if piece is None:
+                return
+            yield piece
 
     def machines_of(self, name: str, job_ids: Sequence[int]) -> tuple[str, ...]:
         """The clusters of these jobs that SkyPilot does not know to be gone."""

@@ -1,13 +1,17 @@
-"""How long a step takes: a roofline with four terms, fitted to measured steps, and the table of those. Pure.
+"""How long a step takes: a roofline fitted to measured steps, and the table of those. Pure.
 
-    seconds of a micro-batch = matmuls / rate                        bf16, from the datasheet times a measured share
+    seconds of a micro-batch = the longer of GPU and host, and a tenth of the shorter one
+                       GPU   = matmuls / rate                        bf16, from the datasheet times a measured share
                              + attention / its rate                  quadratic in what attends to what
                              + bytes / bandwidth                     pointwise work, and turning NF4 into bf16
-                             + layers x host                         launching kernels
+                       host  = layers x seconds                      launching kernels, which the GPU waits for
     seconds of a step        = micro-batches + optimizer
 
 Floor per token and linear parameter: forward 2 FLOP, gradient of the input 2; frozen weights have no gradient of their
 own. Recomputing the forward pass in the backward pass (gradient checkpointing) adds 2.
+
+Not in it: cuDNN plans its attention anew for each length of micro-batch that a process has not met, 0.2 s where it is
+causal and 0.8 s where rows are masked (H200, torch 2.11, 2026-11-23). bench/steps.py times one length.
 """
 
 from __future__ import annotations
@@ -16,30 +20,37 @@ import math
 from statistics import geometric_mean
 from typing import Final, NamedTuple
 
-from job.contract.recipe import Recipe
+from job.contract.recipe import Lora, Recipe
 from launch.cards import CARDS, MATMUL_SHARE, Card
 from launch.shape import TINY_SHAPE, Shape
 
-POINTWISE_BYTES: Final = 184.0
+POINTWISE_BYTES: Final = {2: 115.0, 4: 190.0}
 """Traffic of norms, SwiGLU, rotations, casts and the adapter's small matmuls, for each token, layer, pass and unit of
-hidden + feed-forward. Fitted to ANCHORS (eager TRL and PEFT)."""
+hidden + feed-forward, by the bytes of a number between layers. Fitted to OWN and to ANCHORS; 2: 0.69 s of a step of
+8 x 2048 tokens in the profile of our own 8B steps (one H200, 2026-11-23)."""
 DEQUANTISE_BYTES: Final = 9.3
-"""Traffic of turning NF4 into bf16, for each parameter and pass: 27 ms for two passes over 7.0e9 parameters at 4.8 TB/s
-(profile of one H200, 2026-11-22)."""
-HOST_SECONDS: Final = 1.5e-3
-"""A layer and micro-batch with recompute, of a process that launches some 400 kernels for it. Fitted to ANCHORS."""
-STEP_SECONDS: Final = 0.09
-"""Clipping, logging, the optimizer's fp32 states: 80-100 ms of host time in the same profile."""
+"""Traffic that no token moves, for each parameter and pass: NF4 into bf16, 27 ms for two passes over 7.0e9 parameters
+at 4.8 TB/s (profile of one H200, 2026-11-22), and the adapter's casts."""
+HOST_SECONDS: Final = 12e-3
+"""A layer and micro-batch with recompute, of a process that launches some 400 kernels for it. Fitted to the steps of
+one sequence at a time (8B 1x8: 3.3 to 3.9 s, of which the GPU works 2.2 s): so slow on a rented machine's cores."""
+UNHIDDEN: Final = 0.1
+"""Of the shorter one of GPU and host, what the longer one does not hide. Fitted to OWN."""
+STEP_SECONDS: Final = 0.04
+"""Clipping, logging, the optimizer's fp32 states: 30-50 ms between the GPU's work and whole steps of OWN."""
 PAGED_SECONDS: Final = 1e-4
-"""More for each of the adapter's tensors with an 8-bit optimizer: 44 ms for 448 of them, same profile."""
-CAUSAL_SHARE: Final = 0.38
-"""Of the datasheet's peak in cuDNN's causal attention: 15.4 TFLOP in 41 ms, same profile."""
-MASKED_SHARE: Final = 0.25
-"""The same with a mask of several packed rows: other kernels, not measured; assumed."""
-DORA_FACTOR: Final = 1.3
-"""On matmuls and pointwise work with DoRA, and DORA_DROPOUT_FACTOR with dropout beside it, where PEFT 0.21 multiplies
-with the base weight a second time. Assumed, not measured on a GPU."""
-DORA_DROPOUT_FACTOR: Final = 1.6
+"""More for each of the adapter's tensors with an 8-bit optimizer: 44 ms for 448 of them (profile of 2026-11-22), 57 ms
+in our own steps (8B 2x4, 2026-11-23)."""
+CAUSAL_SHARE: Final = 0.40
+"""Of the datasheet's peak in cuDNN's causal attention: 39.6 TFLOP in 99 ms (profile of our own 8B 8x1)."""
+MASKED_SHARE: Final = 0.27
+"""The same with a mask of several packed rows: 606 TFLOP in 2.37 s (8B 8x1 packed, same day)."""
+DORA_BYTES: Final = 205.0
+"""With DoRA more pointwise traffic, in the unit of POINTWISE_BYTES; and DORA_WEIGHT_BYTES, in that of DEQUANTISE_BYTES,
+for the norm of the merged weight, which no token moves. Fitted to 8B 2x4 (4.79 s) and 8x1 (3.59 s), PEFT 0.21, one
+H200, 2026-11-23. With dropout beside it PEFT multiplies with the base weight a second time: 6.2 s and 4.87 s were
+measured, and 5.9 s and 4.6 s are predicted."""
+DORA_WEIGHT_BYTES: Final = 85.0
 
 CPU_FLOPS: Final = 38e9
 """Of one thread in fp32, and CPU_HOST_SECONDS a layer and micro-batch, CPU_STEP_SECONDS a step: fitted to five recipes
@@ -70,6 +81,7 @@ class Stack(NamedTuple):
         return 3 if self.recompute else 2
 
 
+PLAIN: Final = Lora()
 OURS: Final = Stack()
 """As job/model.py and job/train.py set it: eager, gradient checkpointing on a GPU, everything between layers in bf16.
 On a CPU nothing is recomputed."""
@@ -104,27 +116,38 @@ class Pace(NamedTuple):
     basis: str
 
 
-def seconds_of_batch(shape: Shape, card: Card, batch: Batch, *, nf4: bool, stack: Stack, slower: float = 1.0) -> float:
+def seconds_of_batch(
+    shape: Shape,
+    card: Card,
+    batch: Batch,
+    *,
+    nf4: bool,
+    stack: Stack,
+    lora: Lora = PLAIN,
+    backward: bool = True,
+) -> float:
     """Seconds of forward and backward of one micro-batch.
 
     Args:
         nf4: whether the base is quantised.
-        slower: on matmuls and pointwise work, for DoRA.
+        lora: whether it is a DoRA, and has dropout.
+        backward: without it, the forward pass of an evaluation, which has no dropout either.
     """
     peak, bandwidth = card.tflops * 1e12, card.gb_per_second * 1e9
-    linear = batch.tokens * 2 * (shape.linear_parameters * stack.passes + shape.head_parameters * 2)
+    passes = stack.passes if backward else 1
+    linear_passes = 2 * passes if lora.dora and lora.dropout and backward else passes
+    head_passes = 2 if backward else 1
+    linear = batch.tokens * 2 * (shape.linear_parameters * linear_passes + shape.head_parameters * head_passes)
     # Backward through attention: five matmuls for the forward's two.
-    attention = _attention(shape, batch) * (stack.passes - 1 + 2.5)
+    attention = _attention(shape, batch) * (passes - 1 + 2.5 if backward else 1)
     share = MASKED_SHARE if batch.masked else CAUSAL_SHARE
     units = shape.layers * (shape.hidden + shape.feed_forward)
-    pointwise = POINTWISE_BYTES * stack.fused * batch.tokens * units * stack.passes
-    dequantised = DEQUANTISE_BYTES * shape.linear_parameters * stack.passes if nf4 else 0.0
-    return (
-        slower * (linear / (peak * MATMUL_SHARE) + pointwise / bandwidth)
-        + attention / (peak * share)
-        + dequantised / bandwidth
-        + shape.layers * HOST_SECONDS * stack.passes / 3
-    )
+    per_unit = POINTWISE_BYTES[stack.stream_bytes] * stack.fused + (DORA_BYTES if lora.dora else 0.0)
+    per_parameter = (DEQUANTISE_BYTES if nf4 else 0.0) + (DORA_WEIGHT_BYTES if lora.dora else 0.0)
+    traffic = passes * (per_unit * batch.tokens * units + per_parameter * shape.linear_parameters)
+    gpu = linear / (peak * MATMUL_SHARE) + attention / (peak * share) + traffic / bandwidth
+    host = shape.layers * HOST_SECONDS * passes / 3
+    return max(gpu, host) + UNHIDDEN * min(gpu, host)
 
 
 def pace_on_cpu(shape: Shape, recipe: Recipe, batch: Batch, *, threads: int = 1) -> Pace:
@@ -140,24 +163,17 @@ def pace_on_cpu(shape: Shape, recipe: Recipe, batch: Batch, *, threads: int = 1)
 
 def pace(shape: Shape, recipe: Recipe, card: Card, batch: Batch) -> Pace:
     """What the job's steps take on a GPU."""
-    micro_batches = recipe.training.gradient_accumulation
-    slower = 1.0
-    if recipe.lora.dora:
-        slower = DORA_DROPOUT_FACTOR if recipe.lora.dropout else DORA_FACTOR
-    nf4 = recipe.method == "qlora"
-    factor = calibration(card)
-    micro = factor * seconds_of_batch(shape, card, batch, nf4=nf4, stack=OURS, slower=slower)
-    # A forward pass alone: what is left of a backward pass without recompute, halved.
-    bare = Stack(recompute=False, stream_bytes=OURS.stream_bytes, fused=OURS.fused)
-    evaluated = factor * seconds_of_batch(shape, card, batch, nf4=nf4, stack=bare, slower=slower) / 2
-    step = micro_batches * micro + STEP_SECONDS
+    factor, nf4 = calibration(card), recipe.method == "qlora"
+    micro, evaluated = (
+        factor * seconds_of_batch(shape, card, batch, nf4=nf4, stack=OURS, lora=recipe.lora, backward=backward)
+        for backward in (True, False)
+    )
+    step = recipe.training.gradient_accumulation * micro + STEP_SECONDS
     if recipe.training.optimizer != "adamw":
         step += PAGED_SECONDS * 2 * len(shape.linears) * shape.layers
     spread, basis = _how_sure(card)
     if recipe.lora.dora:
-        spread, basis = math.hypot(spread, 0.25), f"{basis}; DoRA taken as {slower:.1f} times slower, not measured"
-    if batch.masked and batch.tokens > recipe.training.max_length:
-        spread = math.hypot(spread, 0.1)
+        spread = math.hypot(spread, 0.08)
     return Pace(micro, evaluated, step, spread, basis)
 
 
@@ -230,8 +246,30 @@ ANCHORS: Final = (
 )
 """The nearest to our own job that was timed: TRL on the same libraries, with fp32 between the layers."""
 
-OWN: Final[tuple[Measured, ...]] = ()
-"""Steps of our own job. A row here moves every prediction for its card (`calibration`)."""
+_OWN_SOURCE: Final = (
+    "one H200, 2026-11-23: bench/steps.py with torch 2.11.0, transformers 5.17.0, peft 0.21.2, bitsandbytes 0.50.2, "
+    "trl 1.16.0; packed: five rows of 409 tokens to a sequence"
+)
+
+
+def _own(shape: Shape, size: int, micro_batches: int, speed: float, gib: float, *, packed: bool = False) -> Measured:
+    name = f"{'8B' if shape is LLAMA_8B else '70B'} {size}x{micro_batches}{' packed' if packed else ''}"
+    batch = batch_of(size, 2045 if packed else 2048, packing=packed)
+    return Measured(name, "H200", shape, batch, micro_batches, OURS, False, speed, gib, _OWN_SOURCE)
+
+
+OWN: Final = (
+    _own(LLAMA_8B, 1, 8, 4709, 7.2),
+    _own(LLAMA_8B, 2, 4, 7425, 8.1),
+    _own(LLAMA_8B, 8, 1, 8427, 13.7),
+    _own(LLAMA_8B, 1, 8, 4438, 7.2, packed=True),
+    _own(LLAMA_8B, 2, 4, 6200, 8.2, packed=True),
+    _own(LLAMA_8B, 8, 1, 3869, 14.6, packed=True),
+    _own(LLAMA_70B, 1, 8, 942, 44.6),
+    _own(LLAMA_70B, 2, 4, 1068, 47.8),
+)
+"""Steps of our own job. A row here moves every prediction for its card (`calibration`). 70B 2x4 packed was timed with
+rows of 200 to 600 tokens, cuDNN's plans included: 860 tokens a second, 48.0 GiB."""
 
 
 def calibration(card: Card, rows: tuple[Measured, ...] = OWN) -> float:
@@ -244,10 +282,8 @@ def calibration(card: Card, rows: tuple[Measured, ...] = OWN) -> float:
 def _how_sure(card: Card) -> tuple[float, str]:
     if any(CARDS[row.card] == card for row in OWN):
         return 0.07, f"steps of this job, timed on {card.name}"
-    if card.measured:
-        return 0.12, f"TRL's steps, timed on {card.name}; this job's own are not measured yet"
     sheet = f"{card.tflops:.0f} TFLOP/s bf16, {card.gb_per_second:.0f} GB/s"
-    scaled = f"scaled from steps of TRL timed on H200, by {card.name}'s datasheet ({sheet})"
+    scaled = f"scaled from steps of this job timed on H200, by {card.name}'s datasheet ({sheet})"
     return (0.16 if card.hopper else 0.25), scaled
 
 

@@ -3,6 +3,7 @@
 runs/<run_id>/
   recipe.json                              the run: resolved recipe and dataset digests (create-only)
   submissions/0001.json                    what was handed to a backend, and where it may run (create-only)
+  submissions/0001.stop.json               a request to stop it: its job saves and ends
   attempts/0001.json                       claim of an attempt (create-only)
   attempts/0001.end.json                   how it ended (create-only; absent when it was killed)
   checkpoints/step-00000400-a0001/...      files of a checkpoint
@@ -121,6 +122,9 @@ class RunLayout:
 
     def submission(self, number: int) -> Key:
         return Key(f"{self.submissions}{_digits(number, 4)}.json")
+
+    def stop(self, number: int) -> Key:
+        return Key(f"{self.submissions}{_digits(number, 4)}.stop.json")
 
     @property
     def attempts(self) -> Key:

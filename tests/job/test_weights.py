@@ -238,12 +238,15 @@ def test_a_process_killed_in_mid_download_goes_on_where_it_was(
         process.send_signal(signal.SIGKILL)
         process.communicate()
     hub.release()
+    # huggingface_hub writes 10 MiB at a time, and a file that had less goes on from what it had.
+    left = {path.stat().st_size for path in cache.rglob("*.incomplete")} - {0}
+    assert max(left) == WRITTEN
     before = {name: hub.sent_of(data) for name, data in large.items() if name.endswith(".safetensors")}
     base = locate(ref, tmp_path)
     assert holds(base, large)
     starts = {seen.path: seen.start for seen in hub.seen if seen.path.startswith("/stored/") and seen.status == 206}
     assert starts, "nothing was taken up"
-    assert set(starts.values()) == {WRITTEN}
+    assert set(starts.values()) == left
     for name, sent in before.items():
         assert hub.sent_of(large[name]) - sent <= SHARD
     assert len(hub.asked_for("/config.json")) <= 2

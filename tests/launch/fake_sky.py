@@ -84,7 +84,7 @@ class FakeSky:
         self._answer()
         return tuple(sorted(self.queue(name), key=lambda job: job.job_id, reverse=True))
 
-    def cancel(self, job_ids: Sequence[int], *, patience_seconds: int) -> None:
+    def cancel(self, job_ids: Sequence[int]) -> None:
         self._answer()
         self.cancelled += job_ids
         path = self.folder / "jobs.json"

@@ -13,9 +13,22 @@ from job.contract.recipe import Lora, Recipe
 from job.contract.submission import Offer
 from job.tiny import write_tiny_model
 from launch.cards import CARDS, WITHOUT_BF16, card_of
-from launch.memory import TIGHT, memory_of, peak_gib
+from launch.memory import TIGHT, full_batch, memory_of, peak_gib
 from launch.shape import TINY_SHAPE, Shape, shape_of
-from launch.speeds import ANCHORS, LLAMA_8B, LLAMA_70B, OWN, Measured, calibration, predicted, tokens_per_second
+from launch.speeds import (
+    ANCHORS,
+    LLAMA_8B,
+    LLAMA_70B,
+    OURS,
+    OWN,
+    Measured,
+    batch_of,
+    calibration,
+    pace,
+    predicted,
+    seconds_of_batch,
+    tokens_per_second,
+)
 
 LLAMA_8B_CONFIG = {
     "model_type": "llama",
@@ -42,11 +55,38 @@ def recipe_of(method: str = "qlora", **training: Any) -> Recipe:
 
 @pytest.mark.parametrize("row", [*ANCHORS, *OWN], ids=lambda row: str(row.what))
 def test_every_measured_step_is_predicted_within_a_tenth_and_its_memory_too(row: Measured) -> None:
-    assert predicted(row) * (calibration(CARDS[row.card]) if row in OWN else 1) == pytest.approx(
+    assert predicted(row) / (calibration(CARDS[row.card]) if row in OWN else 1) == pytest.approx(
         row.tokens_per_second, rel=0.10
     )
     recipe = recipe_of(optimizer="paged_adamw_8bit" if row.paged else "adamw")
     assert peak_gib(row.shape, recipe, row.batch, stack=row.stack) == pytest.approx(row.gib, rel=0.10)
+
+
+@pytest.mark.parametrize(
+    ("size", "dropout", "speed", "gib"),
+    [(2, 0.0, 3417, 11.5), (8, 0.0, 4568, 24.5), (2, 0.05, 2648, 12.0), (8, 0.05, 3361, 25.8)],
+)
+def test_dora_is_predicted_within_a_tenth_of_what_was_measured(
+    size: int, dropout: float, speed: float, gib: float
+) -> None:
+    """Steps of the 8B shape by bench/steps.py, one H200, 2026-11-23."""
+    plain = recipe_of(batch_size=size, gradient_accumulation=8 // size, packing=False)
+    recipe = plain.model_copy(update={"lora": Lora(dora=True, dropout=dropout)})
+    assert tokens_per_second(LLAMA_8B, recipe, CARDS["H200"]) == pytest.approx(speed, rel=0.10)
+    assert peak_gib(LLAMA_8B, recipe, full_batch(recipe)) == pytest.approx(gib, rel=0.10)
+
+
+def test_a_small_micro_batch_costs_what_the_host_needs_for_it() -> None:
+    one, half = (batch_of(1, length, packing=False) for length in (1024, 512))
+    seconds = [seconds_of_batch(LLAMA_8B, CARDS["H200"], batch, nf4=True, stack=OURS) for batch in (one, half)]
+    assert seconds[0] == pytest.approx(seconds[1], rel=0.05)
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_an_evaluation_costs_a_third_of_a_training_pass_or_a_little_more(packing: bool) -> None:
+    recipe = recipe_of(batch_size=8, packing=packing)
+    took = pace(LLAMA_8B, recipe, CARDS["H200"], full_batch(recipe))
+    assert 0.2 < took.evaluated_micro_batch / took.micro_batch < 0.4
 
 
 def test_steps_of_our_own_move_the_prediction_of_their_card_and_of_cards_without_any() -> None:

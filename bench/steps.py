@@ -1,0 +1,325 @@
+"""What the quote says of a step and of its memory, beside what this machine's GPU does: our own training, timed.
+
+    python bench/steps.py [--settings 8B] [--steps 6] [--json]      needs an NVIDIA GPU
+    python bench/steps.py --smoke                                   the tiny shape, on any machine, in seconds
+
+A setting is a shape, a micro-batch, and whether rows are packed. For each one the model is built with random weights
+on the GPU, since 70B of them fit on few disks: transformers' own quantiser puts bitsandbytes' layers in place and
+bitsandbytes quantises them, as job/model.py has them do. All else is the job: `job.train.Training`, steered and
+metered, every token trained, whole steps from one log line to the next. The prediction is the quote's, for the
+micro-batches as they were.
+
+Columns: tokens a second (median step); seconds of an evaluated micro-batch; GiB as torch.cuda.max_memory_allocated sees
+them; GiB of the card that are taken. A ratio is measured over predicted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import random
+import statistics
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import datasets
+import torch
+import transformers
+from peft import get_peft_model
+from torch import nn
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, set_seed
+from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
+
+from job.callbacks import Steering
+from job.contract.metrics import MetricLine, Step
+from job.contract.recipe import TINY_MODEL, BaseModelRef, Recipe
+from job.dataset.reader import LineNumber
+from job.dataset.render import RenderedRow
+from job.logs import configure
+from job.model import _keep_weights_as_quantised, _lora_config, hardware, load_tokenizer
+from job.notice import Notice
+from job.train import Rows, Training
+from job.weights import locate
+from launch.cards import Card, card_of
+from launch.memory import full_batch, memory_of, peak_gib
+from launch.shape import TINY_SHAPE, Shape
+from launch.speeds import LLAMA_8B, LLAMA_70B, batch_of, pace, pace_on_cpu
+
+SHAPES: Final = {"tiny": TINY_SHAPE, "8B": LLAMA_8B, "70B": LLAMA_70B}
+ROWS_PACKED: Final = 5
+"""In each sequence of a packed setting, equally long: 409 tokens at a length of 2048. With rows of many lengths hardly
+two micro-batches are equally long, and cuDNN plans its attention anew for each length that it has not met in the
+process: 0.2 s where it is causal, 0.8 s where rows are masked (H200, torch 2.11, 2026-11-23), which would be most of
+a short measurement."""
+EVALUATED: Final = 4
+"""Micro-batches that are held out."""
+TITLES: Final = ("tokens a second", "evaluation, seconds", "allocated, GiB", "used, GiB")
+NEVER: Final = 1e9
+"""Seconds between checkpoints: none is timed here."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is timed.
+
+    Args:
+        shape: a name of SHAPES.
+        lora: keys of the recipe's section that differ from its defaults.
+    """
+
+    shape: str
+    batch_size: int
+    gradient_accumulation: int
+    packing: bool
+    max_length: int = 2048
+    lora: tuple[tuple[str, float], ...] = ()
+    optimizer: str = "adamw"
+
+    @property
+    def name(self) -> str:
+        said = f"{self.shape} {self.batch_size}x{self.gradient_accumulation}{' packed' if self.packing else ''}"
+        own = [f"{key} {value:g}" for key, value in self.lora] + ([self.optimizer] if self.optimizer != "adamw" else [])
+        return ", ".join([said, *own])
+
+    def recipe(self) -> Recipe:
+        """One epoch, nothing held out. Rank 16 on all linear layers is the recipe's default."""
+        return Recipe.model_validate(
+            {
+                "base_model": {"id": TINY_MODEL},
+                "dataset": {"train": "file:///made/up.jsonl", "held_out": None},
+                "lora": dict(self.lora),
+                "training": {
+                    "epochs": 1,
+                    "batch_size": self.batch_size,
+                    "gradient_accumulation": self.gradient_accumulation,
+                    "max_length": self.max_length,
+                    "packing": self.packing,
+                    "optimizer": self.optimizer,
+                },
+            }
+        )
+
+
+SETTINGS: Final = (
+    *(Setting("8B", size, 8 // size, packing) for packing in (False, True) for size in (1, 2, 8)),
+    *(Setting("70B", size, 8 // size, packing) for packing in (False, True) for size in (1, 2)),
+    Setting("8B", 2, 4, False, lora=(("dora", True),)),
+    Setting("8B", 2, 4, False, lora=(("dora", True), ("dropout", 0.05))),
+    Setting("8B", 2, 4, False, optimizer="paged_adamw_8bit"),
+)
+SMOKE: Final = tuple(Setting("tiny", 2, 2, packing, max_length=96) for packing in (False, True))
+
+
+@dataclass(frozen=True)
+class Timed:
+    """A setting, measured and predicted. None where there is no GPU.
+
+    Args:
+        seconds: of each step after the warm-up.
+        batch_tokens: of a mean micro-batch.
+        evaluation: seconds of a micro-batch without a backward pass.
+        allocated, reserved: GiB of torch's allocator, at the peak.
+        used: GiB of the card, CUDA's own included.
+        losses: of the first step and of the last.
+    """
+
+    setting: str
+    seconds: tuple[float, ...]
+    batch_tokens: float
+    tokens_per_second: float
+    predicted_tokens_per_second: float
+    evaluation: float
+    predicted_evaluation: float
+    allocated: float | None
+    predicted_allocated: float | None
+    reserved: float | None
+    used: float | None
+    predicted_used: float | None
+    losses: tuple[float, float]
+
+
+def build(shape: Shape, recipe: Recipe) -> Any:
+    """The model that `job.model.load` would give for random weights of this shape, which are on no disk."""
+    cuda = torch.cuda.is_available()
+    compute = torch.bfloat16 if cuda else torch.float32
+    device = torch.device("cuda", 0) if cuda else torch.device("cpu")
+    quantisation = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute,
+    )
+    quantiser = Bnb4BitHfQuantizer(quantisation, pre_quantized=False)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(_config(shape), dtype=compute)
+    quantiser.preprocess_model(model, dtype=compute, device_map={"": device})
+    for module in model.modules():
+        _fill(module, device)
+    # Its frequencies are no weights: they are computed when it is made.
+    with device:
+        model.model.rotary_emb = type(model.model.rotary_emb)(config=model.config)
+    model.hf_quantizer = quantiser
+    quantiser.postprocess_model(model)
+    _keep_weights_as_quantised(model)
+    model.config.use_cache = False
+    model.requires_grad_(False)
+    model.eval()
+    set_seed(recipe.training.seed)
+    return get_peft_model(model, _lora_config(recipe))
+
+
+def _config(shape: Shape) -> LlamaConfig:
+    return LlamaConfig(
+        vocab_size=shape.vocabulary,
+        hidden_size=shape.hidden,
+        intermediate_size=shape.feed_forward,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        head_dim=shape.head_dim,
+        max_position_embeddings=131072,
+        tie_word_embeddings=shape.tied,
+    )
+
+
+def _fill(module: nn.Module, device: torch.device) -> None:
+    """Give a module's own weights random values: ones in norms, and what keeps the variance elsewhere."""
+    for name, empty in list(module.named_parameters(recurse=False)):
+        if empty.ndim == 1:
+            value = torch.ones(empty.shape, dtype=empty.dtype, device=device)
+        else:
+            value = torch.randn(empty.shape, dtype=empty.dtype, device=device) * empty.shape[-1] ** -0.5
+        if type(empty) is nn.Parameter:
+            setattr(module, name, nn.Parameter(value, requires_grad=False))
+        else:  # bitsandbytes' own, which quantises what is moved
+            setattr(module, name, type(empty)(value, requires_grad=False, **empty.__dict__).to(device))
+
+
+def make_rows(setting: Setting, vocabulary: int, sequences: int) -> list[RenderedRow]:
+    """Rows that fill so many sequences; every token is trained."""
+    draw = random.Random(7)
+    parts = ROWS_PACKED if setting.packing else 1
+    rows = []
+    for line in range(1, sequences * parts + 1):
+        ids = tuple(draw.choices(range(vocabulary), k=setting.max_length // parts))
+        rows.append(RenderedRow(LineNumber(line), ids, ids))
+    return rows
+
+
+def timed(setting: Setting, *, steps: int, warm_up: int) -> Timed:
+    """Train a setting on fresh weights, one epoch of so many steps, and evaluate at its end."""
+    shape, recipe = SHAPES[setting.shape], setting.recipe()
+    how = recipe.training
+    rows = make_rows(setting, shape.vocabulary, (warm_up + steps) * how.batch_size * how.gradient_accumulation)
+    held_out = make_rows(setting, shape.vocabulary, EVALUATED * how.batch_size)
+    lines: list[MetricLine] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        tokenizer = load_tokenizer(locate(BaseModelRef(id=TINY_MODEL), folder))
+        training = Training(
+            recipe, build(shape, recipe), tokenizer, Rows(rows, held_out), workdir=folder, notice=Notice()
+        )
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+        steering = Steering(
+            training,
+            Notice(),
+            save=lambda _: 0.0,
+            write=lines.append,
+            interval=NEVER,
+            upload_seconds=lambda: 0.0,
+        )
+        training.run(steering)
+    taken = [line for line in lines if isinstance(line, Step)]
+    if len(taken) != warm_up + steps:
+        raise AssertionError(f"{setting.name}: {len(taken)} steps, and not {warm_up + steps}")
+    counted = taken[warm_up:]
+    mean = statistics.fmean(step.tokens for step in counted) / how.gradient_accumulation
+    batch = batch_of(1, mean, packing=True) if how.packing else batch_of(how.batch_size, how.max_length, packing=False)
+    card = this_card()
+    expected = pace(shape, recipe, card, batch) if card else pace_on_cpu(shape, recipe, batch)
+    memory = memory_of(shape, recipe, card) if card else None
+    free, total = torch.cuda.mem_get_info() if card else (0, 0)
+    return Timed(
+        setting=setting.name,
+        seconds=tuple(step.seconds for step in counted),
+        batch_tokens=mean,
+        tokens_per_second=statistics.median(step.tokens / step.seconds for step in counted),
+        predicted_tokens_per_second=mean * how.gradient_accumulation / expected.step,
+        evaluation=training.evaluate_seconds() / EVALUATED,
+        predicted_evaluation=expected.evaluated_micro_batch,
+        allocated=torch.cuda.max_memory_allocated() / 2**30 if card else None,
+        predicted_allocated=peak_gib(shape, recipe, full_batch(recipe)) if card else None,
+        reserved=torch.cuda.max_memory_reserved() / 2**30 if card else None,
+        used=(total - free) / 2**30 if card else None,
+        predicted_used=memory.gib if memory else None,
+        losses=(taken[0].loss, taken[-1].loss),
+    )
+
+
+def this_card() -> Card | None:
+    """What the quote knows of this machine's GPU; None without one."""
+    if not torch.cuda.is_available():
+        return None
+    name = hardware().name
+    found = [card for known in name.split() if isinstance(card := card_of(known), Card)]
+    if not found:
+        raise SystemExit(f"the quote knows nothing of {name}")
+    return found[0]
+
+
+def row_of(found: Timed) -> str:
+    """A line of the table."""
+
+    def pair(measured: float | None, predicted: float | None, digits: int) -> str:
+        if measured is None or predicted is None:
+            return f"{'-':>8} {'-':>8} {'-':>5}"
+        return f"{measured:8.{digits}f} {predicted:8.{digits}f} {measured / predicted:5.2f}"
+
+    return "  ".join(
+        [
+            f"{found.setting:28}",
+            pair(found.tokens_per_second, found.predicted_tokens_per_second, 0),
+            pair(found.evaluation, found.predicted_evaluation, 3),
+            pair(found.allocated, found.predicted_allocated, 1),
+            pair(found.used, found.predicted_used, 1),
+        ]
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--settings", nargs="*", default=[], help="names of shapes or of settings; default: all")
+    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--warm-up", type=int, default=2)
+    parser.add_argument("--smoke", action="store_true", help="the tiny shape")
+    parser.add_argument("--json", action="store_true", help="an object for each setting, a line each")
+    asked = parser.parse_args(arguments)
+    settings = SMOKE if asked.smoke else SETTINGS
+    chosen = [each for each in settings if not asked.settings or {each.name, each.shape} & set(asked.settings)]
+    if not chosen:
+        parser.error("no such setting; there are: " + ", ".join(each.name for each in settings))
+    if not (asked.smoke or torch.cuda.is_available()):
+        parser.error("this needs an NVIDIA GPU; --smoke does not")
+    transformers.utils.logging.disable_progress_bar()
+    datasets.utils.logging.disable_progress_bar()
+    if not asked.json:
+        print(f"{hardware().name}, torch {torch.__version__}; each: measured, predicted, ratio")
+        print("  ".join([" " * 28, *(f"{title:>23}" for title in TITLES)]))
+    for setting in chosen:
+        found = timed(setting, steps=asked.steps, warm_up=asked.warm_up)
+        print(json.dumps(asdict(found)) if asked.json else row_of(found), flush=True)
+        gc.collect()  # the model and its trainer refer to each other
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+if __name__ == "__main__":
+    configure()  # the job's events, to stderr
+    torch.set_num_threads(1)  # as the job computes on a CPU
+    main()
