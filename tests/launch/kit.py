@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -120,6 +121,8 @@ class Desk:
             stderr=subprocess.PIPE,
             text=True,
             env=self.variables,
+            # Whoever runs the tests may ignore it (nohup does), and children inherit that.
+            preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
         )
 
     def close(self) -> None:
