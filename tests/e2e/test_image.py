@@ -214,7 +214,7 @@ def test_it_runs_as_its_own_user_who_writes_only_its_own_folder(built: Built, tm
 
 def test_a_new_volume_is_its_own(built: Built, tmp_path: Path) -> None:
     volume = f"--volume={uuid.uuid4().hex}:/ftjob"
-    shell(built, "touch /ftjob/here /ftjob/work/here /ftjob/cache/here", tmp_path, *HARDENED, volume)
+    shell(built, "touch /ftjob/here $FTJOB_WORKDIR/here /ftjob/cache/here", tmp_path, *HARDENED, volume)
 
 
 def test_bytecode_is_there_and_is_used(built: Built, tmp_path: Path) -> None:
