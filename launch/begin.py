@@ -102,7 +102,6 @@ def submit_run(
     backend: Backend,
     *,
     secrets: Mapping[str, str],
-    api_server: str | None = None,
 ) -> None:
     """Say in the bucket and on this machine who runs the run, and hand it over. In this order: a launcher that dies in
     between leaves a run of which `status` says that it never started, and not one that runs unknown to everybody.
@@ -123,7 +122,6 @@ def submit_run(
         nonce=uuid.uuid4().hex,
         submitted_at=datetime.now(UTC),
         backend=backend.name,
-        api_server=api_server,
         offers=plan.offers,
         image=plan.image,
         last_attempt=environ.last_attempt,

@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import click
-from rich.console import Console
-from rich.progress import DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
 from job.contract.errors import BadInput, FtjobError, RunUnknown, StorageError
 from job.contract.receipt import Receipt
@@ -27,6 +25,7 @@ from launch.launching import read
 from launch.left import left_of
 from launch.runs import RunReader, list_runs, read_run
 from launch.stopping import stop_run
+from launch.transfer import transfer_bar
 from launch.view import Left, RunView
 
 CANCEL_PATIENCE_SECONDS: Final = 180.0
@@ -97,12 +96,9 @@ def log_lines(here: Here, run_id: str, bucket: str | None, *, follow: bool) -> I
 
 def fetch_run(store: Store, run_id: str, folder: Path) -> Fetched:
     """Bring a run's adapter into a folder, with a progress bar in a terminal. Raises as `launch.fetch.fetch`."""
-    console = Console(stderr=True)
     size = sum(digest.size for digest in read_adapter(store, run_id).files.values())
-    columns = (*Progress.get_default_columns()[:2], DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
-        task = bar.add_task(f"fetching {run_id}", total=size)
-        return fetch(store, run_id, folder, lambda count: bar.advance(task, count))
+    with transfer_bar(f"fetching {run_id}", size) as progress:
+        return fetch(store, run_id, folder, progress)
 
 
 def view_run(here: Here, run_id: str | None, bucket: str | None) -> RunView:

@@ -98,14 +98,6 @@ class SkyPilot:
 
             return tuple(sorted(str(name).lower() for name in sdk.get(sdk.enabled_clouds())))
 
-    def api_server(self) -> str | None:
-        """Where the API server is, without a password; None for one on this machine."""
-        with _quietly():
-            from sky.server import common
-
-            url = common.redact_url_password(common.get_server_url())
-            return None if common.is_api_server_local() else url
-
     def check_task(self, task: Mapping[str, Any]) -> None:
         """Have SkyPilot read a task. Raises FtjobError when it cannot."""
         with _quietly(), _errors("the task"):

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from rich.console import Console
-from rich.progress import DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
-
 from job.contract.layout import Uri, dataset_key
 from job.contract.records import DatasetDigest, RunRecord
 from job.dataset.source import local_path
 from job.storage import Store, open_object
 from launch.plan import Upload
+from launch.transfer import transfer_bar
 
 
 def into_bucket(record: RunRecord, store: Store) -> tuple[RunRecord, tuple[Upload, ...]]:
@@ -45,8 +43,5 @@ def put_dataset(upload: Upload) -> None:
     size = path.stat().st_size
     if any(info.key == key and info.size == size for info in store.list(key)):
         return
-    console = Console(stderr=True)
-    columns = (*Progress.get_default_columns()[:2], DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
-        task = bar.add_task(f"uploading {path.name}", total=size)
-        store.put_file(key, path, lambda count: bar.advance(task, count))
+    with transfer_bar(f"uploading {path.name}", size) as progress:
+        store.put_file(key, path, progress)

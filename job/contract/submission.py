@@ -68,8 +68,6 @@ class Submission(Record):
     nonce: str
     submitted_at: AwareDatetime
     backend: str
-    api_server: str | None
-    """Of SkyPilot, where it is not a local one: who else may ask."""
     offers: tuple[Offer, ...]
     image: str | None
     last_attempt: int | None

@@ -88,7 +88,6 @@ def submission() -> Submission:
         nonce="n",
         submitted_at=START,
         backend="skypilot",
-        api_server=None,
         offers=(offer,),
         image=f"registry.example/ftjob@sha256:{SHA}",
         last_attempt=21,

@@ -137,7 +137,6 @@ class Fleet:
             nonce="n",
             submitted_at=START,
             backend="skypilot",
-            api_server=None,
             offers=self.offers,
             image=None,
             last_attempt=None,

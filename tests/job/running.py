@@ -137,7 +137,6 @@ class Run:
             nonce="n",
             submitted_at=datetime.now(UTC),
             backend="local",
-            api_server=None,
             offers=(offer,),
             image=None,
             last_attempt=None,

@@ -67,9 +67,6 @@ class FakeSky:
         self._answer()
         return self.enabled
 
-    def api_server(self) -> str | None:
-        return None
-
     def check_task(self, task: Mapping[str, Any]) -> None:
         json.dumps(dict(task))
 
