@@ -25,7 +25,6 @@ from job.contract.layout import CheckpointName, RunLayout
 from job.contract.metrics import Committed, Restored
 from job.contract.outcome import EXIT_CODES, Outcome
 from job.contract.records import AttemptClaim, AttemptEnd, DatasetDigest, RunRecord
-from job.dataset.reader import Row, read_rows
 from job.dataset.source import fetch_dataset
 from job.deliver import Delivery
 from job.ending import Ending
@@ -33,6 +32,7 @@ from job.journal import Journal, now
 from job.logs import bind, get_logger
 from job.notice import Notice
 from job.patience import insist
+from job.rows import Files
 from job.stop import watch_for_stop
 from job.storage import Store, open_store
 from job.storage.store import translate_os_error
@@ -136,9 +136,9 @@ class Attempt:
 
     def _train_and_publish(self, record: RunRecord, claim: AttemptClaim, journal: Journal) -> Ending:
         journal.phase("reading the dataset")
-        texts = self._read_dataset(record)
+        files = self._fetch_dataset(record)
         journal.phase("loading the model")
-        loaded = self._load(record, texts, journal)
+        loaded = self._load(record, files, journal)
         journal.phase("restoring")
         damaged = self._restore(loaded, journal)
         uploads = spool.Spool(
@@ -189,29 +189,30 @@ class Attempt:
     def _more_budget(self) -> str:
         return f"`ftjob launch --run {self._environ.run_id} --budget +USD` goes on from the last commit"
 
-    def _read_dataset(self, record: RunRecord) -> tuple[list[Row], list[Row]]:
-        def read(digest: DatasetDigest | None) -> list[Row]:
-            if digest is None:
-                return []
+    def _fetch_dataset(self, record: RunRecord) -> Files:
+        def bring(digest: DatasetDigest) -> Path:
             path = self._insist("dataset", lambda: self._fetch(digest))
             self._go_on()
-            return list(read_rows(path, name=digest.uri))
+            return path
 
-        return read(record.train), read(record.held_out)
+        return Files(bring(record.train), bring(record.held_out) if record.held_out else None)
 
     def _fetch(self, digest: DatasetDigest) -> Path:
         mount = self._environ.mounts.get(digest.uri)
         return fetch_dataset(digest, self._workdir / "data", mounted=Path(mount) if mount else None)
 
-    def _load(self, record: RunRecord, texts: tuple[list[Row], list[Row]], journal: Journal) -> Loaded:
+    def _load(self, record: RunRecord, files: Files, journal: Journal) -> Loaded:
         # One GPU trains; of several, transformers would make a DataParallel, whose sums nobody asked for.
         os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]
+        # Segments that grow leave no gaps that are too small; and cuBLAS sums in one order (torch: "Reproducibility").
+        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         # The heavy libraries are imported here, after the claim: whoever watches sees the attempt meanwhile.
         from job.loading import load
 
         return load(
             record,
-            *texts,
+            files,
             workdir=self._workdir,
             threads=self._environ.threads,
             notice=self._notice,

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from datasets import Dataset
 from torch.utils.data import Sampler
 from trl.data_utils import pack_dataset
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from job.dataset.render import IGNORED, RenderedRow
+from job.memory import take_peak
 
 
 @dataclass(frozen=True)
@@ -27,9 +29,11 @@ class Ledger:
 
 @dataclass(frozen=True)
 class Metered(Ledger):
-    """What several batches are made of together, and the seconds they took."""
+    """What several batches are made of together, the seconds they took, and the peak of the GPU's memory meanwhile."""
 
     seconds: float
+    memory_bytes: int | None
+    """None without a GPU."""
 
 
 class StepMeter:
@@ -62,6 +66,7 @@ class StepMeter:
             tokens=sum(ledger.tokens for ledger in ledgers),
             trained=sum(ledger.trained for ledger in ledgers),
             seconds=self._started - began,
+            memory_bytes=take_peak(),
         )
 
 
@@ -80,11 +85,47 @@ def to_dataset(rows: Sequence[RenderedRow], *, packing: bool, max_length: int) -
     return pack_dataset(dataset, max_length, "bfd") if packing else dataset
 
 
+def example_lengths(dataset: Dataset) -> list[int]:
+    """Tokens of each example, in order."""
+    # The columns' own offsets: the tokens of a million rows need not become Python's to be counted.
+    chunks = dataset.data.column("input_ids").chunks
+    return [length for chunk in chunks for length in chunk.value_lengths().to_pylist()]
+
+
+@dataclass(frozen=True)
+class Route:
+    """A batch as the fast path takes it: all tokens in one line. Made on the CPU, so that no step waits for the GPU to
+    learn how long its documents are.
+
+    Args:
+        documents: their lengths, padding included.
+        positions: (P), int64, the tokens from which a trained one is predicted; targets: (P), which those are.
+    """
+
+    documents: tuple[int, ...]
+    positions: torch.Tensor
+    targets: torch.Tensor
+
+
+def _route(labels: torch.Tensor, examples: Sequence[dict[str, Any]]) -> Route:
+    """Of labels of shape (rows, tokens): padded, or one row of packed examples."""
+    if len(labels) == len(examples) and "seq_lengths" not in examples[0]:
+        documents = (labels.shape[1],) * len(labels)
+    else:
+        documents = tuple(n for each in examples for n in each.get("seq_lengths", (len(each["input_ids"]),)))
+    flat = labels.flatten().clone()
+    starts = torch.tensor((0, *documents[:-1])).cumsum(0)
+    flat[starts] = IGNORED  # nothing before it in its document
+    [trained] = torch.nonzero(flat != IGNORED, as_tuple=True)
+    return Route(documents, trained - 1, flat[trained])
+
+
 class Collator(DataCollatorForLanguageModeling):  # type: ignore[misc]
-    """TRL's collator, and a ledger beside the tensors (an ordinary object: it stays on the CPU)."""
+    """TRL's collator, and a ledger and a route beside the tensors (ordinary objects: they stay on the CPU)."""
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         batch: dict[str, Any] = super().torch_call(examples)
+        batch["route"] = _route(batch["labels"], examples)
         batch["ledger"] = Ledger(
             rows=tuple(sorted({line for example in examples for line in example["line"]})),
             tokens=sum(len(example["input_ids"]) for example in examples),

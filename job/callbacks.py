@@ -13,6 +13,7 @@ from job.batches import Metered
 from job.contract.errors import TrainingFailed
 from job.contract.metrics import Evaluated, MetricLine, Step
 from job.contract.recipe import Recipe
+from job.health import LossWatch
 from job.journal import now
 from job.logs import get_logger
 from job.notice import Notice
@@ -43,6 +44,7 @@ class Steered(Protocol):
 
     recipe: Recipe
     progress: Progress
+    learning_rate: float
 
     @property
     def steps_per_epoch(self) -> int: ...
@@ -97,6 +99,9 @@ class Steering(TrainerCallback):  # type: ignore[misc]
         self._has_to_land = has_to_land
         self._due = time.monotonic() + (SHORTEST_INTERVAL if interval is None else interval)
         self._pending: Reason | None = None
+        self._watch: LossWatch | None = None
+        self._saved_step: int | None = None
+        """Of the newest checkpoint that was taken while the loss was not in doubt."""
 
     # The trainer's events, in the order in which they come.
 
@@ -118,11 +123,7 @@ class Steering(TrainerCallback):  # type: ignore[misc]
             return  # the trainer's summary at the end
         metered = self.training.take_meter()
         loss, norm = float(logs["loss"]), float(logs["grad_norm"])
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise TrainingFailed(
-                f"step {state.global_step}: the loss is {loss} and the gradient norm {norm}",
-                hint="halve training.learning_rate; the last checkpoint before this step is kept",
-            )
+        self._check(state.global_step, loss, norm)
         line = Step(
             at=now(),
             step=state.global_step,
@@ -138,7 +139,14 @@ class Steering(TrainerCallback):  # type: ignore[misc]
             step=line.step, epoch=line.epoch, loss=loss, trained_tokens=metered.trained
         )
         self._write(line)
-        get_logger().info("step", step=line.step, epoch=round(line.epoch, 3), loss=loss, tokens=metered.tokens)
+        get_logger().info(
+            "step",
+            step=line.step,
+            epoch=round(line.epoch, 3),
+            loss=loss,
+            tokens=metered.tokens,
+            memory_bytes=metered.memory_bytes,
+        )
         if self._pending is not None:
             reason, self._pending = self._pending, None
             self._take(reason)
@@ -163,10 +171,7 @@ class Steering(TrainerCallback):  # type: ignore[misc]
                 self._take("notice")
                 return
             if not math.isfinite(loss):
-                raise TrainingFailed(
-                    f"step {training.progress.step}: the held-out loss is {loss}",
-                    hint="halve training.learning_rate; the last checkpoint before this epoch's end is kept",
-                )
+                raise self._failed(f"step {training.progress.step}: the held-out loss is {loss}")
         before = training.progress
         training.progress = before.closed(
             held_out_loss=loss,
@@ -182,8 +187,46 @@ class Steering(TrainerCallback):  # type: ignore[misc]
             training.note_best()
         self._take("epoch")
 
+    def _check(self, step: int, loss: float, norm: float) -> None:
+        """That the step has left a model worth going on with. What is raised here is never saved.
+
+        A single micro-batch's NaN is seen too, without asking the GPU after each: it makes the step's mean one.
+        """
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise self._failed(f"step {step}: the loss is {loss} and the gradient norm {norm}")
+        watch = self._losses()
+        explosion = watch.note(loss)
+        if explosion is not None:
+            raise self._failed(f"step {step}: the loss explodes: {explosion.text}")
+        if watch.is_in_doubt:
+            get_logger().warning("loss.high", step=step, loss=loss, limit=round(watch.limit, 3))
+
+    def _losses(self) -> LossWatch:
+        """Made when it is first asked: what was restored is on record by then."""
+        if self._watch is None:
+            self._watch = LossWatch(line.loss for line in self.training.progress.losses)
+            self._saved_step = None if self._watch.is_in_doubt else self.training.progress.step or None
+        return self._watch
+
+    def _failed(self, why: str) -> TrainingFailed:
+        rate = self.training.learning_rate
+        kept = "" if self._saved_step is None else f"; the last good checkpoint is that of step {self._saved_step}"
+        return TrainingFailed(
+            why,
+            hint=f"`ftjob launch` a new run with training.learning_rate {rate / 2:g} instead of {rate:g}. This run "
+            f"keeps its checkpoints{kept}",
+        )
+
     def _take(self, reason: Reason) -> None:
-        blocking = self._save(reason)
-        interval = best_interval(blocking, self._upload_seconds()) if self._fixed is None else self._fixed
-        self._due = time.monotonic() + interval
+        in_doubt = self._losses().is_in_doubt
+        if in_doubt and reason in ("interval", "epoch") and not self.training.progress.finished:
+            # A few of a broken model would push the good ones out of the bucket. It is made up for at the first step
+            # that is as good as this run was before.
+            self._due = time.monotonic()
+        else:
+            blocking = self._save(reason)
+            interval = best_interval(blocking, self._upload_seconds()) if self._fixed is None else self._fixed
+            self._due = time.monotonic() + interval
+            if not in_doubt:
+                self._saved_step = self.training.progress.step
         self.training.take_meter()  # the next step's seconds are its own, not the save's

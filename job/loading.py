@@ -15,14 +15,15 @@ from job.contract.base_model import TOKENIZER_FILES
 from job.contract.environ import JobEnviron
 from job.contract.passport import BaseModelPassport, Chosen, DatasetPassport, Passport
 from job.contract.records import CheckpointManifest, Identity, RunRecord
-from job.dataset.reader import Row
-from job.dataset.render import render, split, tokens_digest
+from job.dataset.render import tokens_digest
 from job.journal import now
+from job.memory import loading
 from job.model import check_gpu, hardware, load_tokenizer, parameters
 from job.model import load as load_model
 from job.notice import Notice
 from job.passport import Story, ftjob_commit, versions
-from job.train import Rows, Training
+from job.rows import Files, Rows, prepare
+from job.train import Training
 from job.weights import Base, locate
 
 
@@ -108,8 +109,7 @@ class Loaded:
 
 def load(
     record: RunRecord,
-    train: list[Row],
-    held_out: list[Row],
+    files: Files,
     *,
     workdir: Path,
     threads: int,
@@ -122,7 +122,6 @@ def load(
     """Load all of it.
 
     Args:
-        train, held_out: the rows of the recipe's two files; `held_out` is empty when a fraction is held out instead.
         go_on: called between the long parts, and all through a download; raises when a notice was given, since nothing
             is worth saving yet.
         say: told what is done from now on, while there is a download.
@@ -131,6 +130,7 @@ def load(
 
     Raises:
         ModelInvalid, DatasetInvalid: what a person named cannot be trained.
+        IdentityMismatch: the rows are not the tokens that were checked at the launch.
         Unreachable, TrainingFailed, Damaged: the base model could not be brought here.
     """
     torch.set_num_threads(threads)
@@ -138,19 +138,24 @@ def load(
         check_gpu()
     _quiet_libraries()
     recipe = record.recipe
-    base = locate(recipe.base_model, workdir, go_on=go_on, say=say, retry_seconds=retry_seconds)
+    prepared: list[Rows] = []
+
+    def before_weights(folder: Path) -> None:
+        say("rendering the dataset")
+        prepared.append(prepare(record, files, folder, go_on=go_on))
+        say("loading the model")
+
+    base = locate(
+        recipe.base_model, workdir, go_on=go_on, say=say, before_weights=before_weights, retry_seconds=retry_seconds
+    )
+    [rows] = prepared
     go_on()
     tokenizer = load_tokenizer(base)
-    cut = recipe.training.max_length
-    rendered = render(train, tokenizer, max_length=cut, name=record.train.uri)
-    judged = render(held_out, tokenizer, max_length=cut, name=record.held_out.uri) if record.held_out else []
-    if isinstance(recipe.dataset.held_out, float):
-        rendered, judged = split(rendered, held_out=recipe.dataset.held_out, seed=recipe.training.seed)
-    rows = Rows(rendered, judged)
-    go_on()
-    model = load_model(recipe, base)
-    go_on()
-    training = Training(recipe, model, tokenizer, rows, workdir=workdir, notice=notice)
+    with loading(recipe, base.weights_size):
+        model = load_model(recipe, base)
+        go_on()
+        training = Training(recipe, model, tokenizer, rows, workdir=workdir, notice=notice)
+        training.prove_isolation()
     identity = Identity(
         recipe=record.recipe_digest,
         train=record.train.sha256,

@@ -7,27 +7,29 @@ What stock TRL does not do, and this does (each found by comparing adapters byte
   - a checkpoint is taken after the step is logged and, at an epoch's end, after the evaluation; an epoch that was
     trained but not evaluated says so, and is evaluated first thing after the resume;
   - nothing in a checkpoint is a path, or a pickle.
+
+Before the first step of an attempt the costliest batch is rehearsed (job/rehearsal.py).
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-import torch
 from torch.utils.data import DataLoader
-from transformers import PrinterCallback, TrainerState
-from trl import SFTConfig, SFTTrainer
+from transformers import PrinterCallback, TrainerCallback, TrainerState
 
-from job.batches import Collator, EpochOrder, Metered, StepMeter, to_dataset
+from job.batches import Collator, Metered, example_lengths, to_dataset
 from job.callbacks import Steering
 from job.contract.errors import TrainingFailed
 from job.contract.recipe import Recipe, resolve_learning_rate
-from job.dataset.render import RenderedRow
 from job.evaluate import held_out_loss
+from job.fast.model import FastModel
+from job.isolation import prove_isolation
+from job.memory import footprint, out_of_memory_is, taken
 from job.model import (
     ADAPTER_WEIGHTS,
     AdapterState,
@@ -41,22 +43,19 @@ from job.model import (
 )
 from job.notice import Notice
 from job.progress import Progress
-from job.randomness import random_state, set_random_state
+from job.randomness import random_state
+from job.rehearsal import costliest_drawn, costliest_in_order, rehearse
+from job.rows import Rows as Rows
+from job.shortage import STATE_BYTES, out_of_memory
+from job.speed import set_reproducible, speed_up
 from job.tensors import freeze, load_tree, write_tensors
+from job.trainer import STATE, ExactTrainer, arguments
 
 PROGRESS: Final = "progress.json"
-STATE: Final = "training_state"
 BEST: Final = Path("best") / ADAPTER_WEIGHTS
 
-_OPTIMIZERS: Final = {"adamw": "adamw_torch", "adamw_8bit": "adamw_8bit", "paged_adamw_8bit": "paged_adamw_8bit"}
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Rendered rows: what is trained, and what it is judged by."""
-
-    train: list[RenderedRow]
-    held_out: list[RenderedRow]
+Accelerate = Callable[..., FastModel | None]
+"""As job.speed.speed_up."""
 
 
 class Training:
@@ -66,8 +65,20 @@ class Training:
     """
 
     def __init__(
-        self, recipe: Recipe, model: Any, tokenizer: Any, rows: Rows, *, workdir: Path, notice: Notice
+        self,
+        recipe: Recipe,
+        model: Any,
+        tokenizer: Any,
+        rows: Rows,
+        *,
+        workdir: Path,
+        notice: Notice,
+        accelerate: Accelerate = speed_up,
     ) -> None:
+        """
+        Args:
+            accelerate: chooses how the loss is computed.
+        """
         self.recipe = recipe
         self.progress = Progress()
         self.model = model
@@ -75,11 +86,13 @@ class Training:
         self._best: AdapterState | None = None
         self._restored: Path | None = None
         self._evaluate_seconds: float | None = None
+        self._row_lengths = [len(row.ids) for row in rows.train]
         self.learning_rate = resolve_learning_rate(recipe, parameters(model))
         how = recipe.training
-        self._trainer = _ExactTrainer(
+        set_reproducible(recipe)
+        self._trainer = ExactTrainer(
             model=model,
-            args=_arguments(recipe, self.learning_rate, workdir / "trainer"),
+            args=arguments(recipe, self.learning_rate, workdir / "trainer"),
             train_dataset=to_dataset(rows.train, packing=how.packing, max_length=how.max_length),
             processing_class=tokenizer,
             data_collator=Collator(pad_token_id=tokenizer.pad_token_id, padding_free=how.packing),
@@ -87,6 +100,11 @@ class Training:
         self._trainer.training = self
         self._trainer.remove_callback(PrinterCallback)  # stdout is for answers
         raise_adapter_to_fp32(self._trainer.model)
+        self._drawn = costliest_drawn(example_lengths(self._trainer.train_dataset), how.batch_size, packed=how.packing)
+        self._trainer.fast = accelerate(
+            recipe, self._trainer.model, tokens=self._drawn.tokens, longest=max(self._row_lengths)
+        )
+        self._model_bytes = taken(model)
         self._held_out = (
             to_dataset(rows.held_out, packing=how.packing, max_length=how.max_length) if rows.held_out else None
         )
@@ -110,7 +128,7 @@ class Training:
         """Train until the run is finished or a notice stops it; `progress.finished` tells which.
 
         Raises:
-            TrainingFailed: the loss is not a number any more, or memory is short.
+            TrainingFailed: the loss is not a number any more, or explodes, or memory is short.
         """
         at_boundary = self.progress.step > 0 and self.progress.step % self.steps_per_epoch == 0
         if at_boundary and self.progress.closed_epochs * self.steps_per_epoch < self.progress.step:
@@ -119,14 +137,11 @@ class Training:
             return
         if self._restored is not None:
             self._write_trainer_state(self._restored)
+        self._trainer.add_callback(_BeforeTheFirstStep(self._rehearse))
         self._trainer.add_callback(steering)
-        try:
+        # A notice while it was rehearsed: nothing is done yet, and a step may take longer than the machine has.
+        with contextlib.suppress(_NoticeGiven), self._memory_for(lambda: f"in step {self.progress.step + 1}"):
             self._trainer.train(resume_from_checkpoint=str(self._restored) if self._restored else None)
-        except torch.OutOfMemoryError as error:
-            raise TrainingFailed(
-                f"out of GPU memory at step {self.progress.step + 1}: {error}",
-                hint="lower training.batch_size (and raise gradient_accumulation), max_length, or lora.rank",
-            ) from error
 
     def evaluate(self) -> float | None:
         """The held-out loss now; None without held-out rows, or when a notice came in between."""
@@ -138,9 +153,15 @@ class Training:
             batch_size=self.recipe.training.batch_size,
             collate_fn=self._trainer.data_collator,
         )
-        loss = held_out_loss(self._trainer, loader, self._notice)
+        with self._memory_for(lambda: f"in the evaluation after step {self.progress.step}"):
+            loss = held_out_loss(self._trainer, self._noted(loader), self._notice)
         self._evaluate_seconds = time.monotonic() - began
         return loss
+
+    def prove_isolation(self) -> None:
+        """With packing: that packed rows do not see each other in this model. Raises ModelInvalid."""
+        if self.recipe.training.packing:
+            prove_isolation(self.model, autocast=self._trainer.compute_loss_context_manager)
 
     @property
     def step_seconds(self) -> float:
@@ -212,6 +233,47 @@ class Training:
         """What was trained since the last look."""
         return self._trainer.meter.take()
 
+    # The rehearsal.
+
+    def play(self, examples: Sequence[int]) -> int:
+        """Forward and backward as in a step, with these examples of the train set; its tokens, padding included."""
+        return self._trainer.rehearse(self._batch(self._trainer.train_dataset, examples))
+
+    def judge(self, examples: Sequence[int]) -> None:
+        """Forward as in an evaluation, with these examples of the held-out set."""
+        held_out_loss(self._trainer, self._noted([self._batch(self._held_out, examples)]), self._notice)
+
+    def _rehearse(self) -> None:
+        how = self.recipe.training
+        judged = None
+        if self._held_out is not None:
+            judged = costliest_in_order(example_lengths(self._held_out), how.batch_size, packed=how.packing)
+        with self._memory_for(lambda: "in the rehearsal of the costliest batch"):
+            rehearse(
+                self, self._drawn, judged, optimizer=self._trainer.optimizer, state_bytes=STATE_BYTES[how.optimizer]
+            )
+        self._trainer.meter.take()  # the first step's seconds are its own
+        if self._notice.given:
+            raise _NoticeGiven
+
+    def _batch(self, dataset: Any, examples: Sequence[int]) -> dict[str, Any]:
+        batch: dict[str, Any] = self._trainer.data_collator([dataset[index] for index in examples])
+        return batch
+
+    def _noted(self, batches: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        for batch in batches:
+            self._trainer.note(batch)
+            yield batch
+
+    def _memory_for(self, doing: Callable[[], str]) -> contextlib.AbstractContextManager[None]:
+        def describe(request: str) -> TrainingFailed:
+            batch = self._trainer.under_way
+            what = doing() + (f", {batch.text}" if batch else "")
+            now = footprint(self.model, model_bytes=self._model_bytes)
+            return out_of_memory(what, request, self.recipe, now, self._row_lengths)
+
+        return out_of_memory_is(describe)
+
     # What the trainer asks for.
 
     def _write_trainer_state(self, folder: Path) -> None:
@@ -233,66 +295,15 @@ class Training:
         self._trainer.lr_scheduler.load_state_dict(state["scheduler"])
 
 
-class _ExactTrainer(SFTTrainer):  # type: ignore[misc]
-    """SFTTrainer with our order, our checkpoints, and a meter of what each step trained."""
-
-    training: Training
-
-    def __init__(self, **arguments: Any) -> None:
-        super().__init__(**arguments)
-        self.meter = StepMeter()
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> EpochOrder:
-        rows = self.train_dataset if train_dataset is None else train_dataset
-        return EpochOrder(len(rows), self.args.seed)
-
-    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
-        self.meter.add(inputs.pop("ledger"))
-        loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
-        return loss
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """The adapter is in memory already: `Training.restore` put it there."""
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is not None:
-            self.training.load_optimizer_and_scheduler(Path(checkpoint))
-
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        if checkpoint is not None:
-            set_random_state(load_tree(Path(checkpoint) / STATE)["random"])
+class _NoticeGiven(Exception):
+    """The notice came before the first step."""
 
 
-def _arguments(recipe: Recipe, learning_rate: float, folder: Path) -> SFTConfig:
-    how = recipe.training
-    cuda = torch.cuda.is_available()
-    return SFTConfig(
-        output_dir=str(folder),
-        seed=how.seed,
-        num_train_epochs=how.epochs,
-        learning_rate=learning_rate,
-        lr_scheduler_type=how.scheduler,
-        warmup_steps=how.warmup_ratio,  # below 1 it is a fraction of all steps
-        per_device_train_batch_size=how.batch_size,
-        gradient_accumulation_steps=how.gradient_accumulation,
-        optim=_OPTIMIZERS[how.optimizer],
-        weight_decay=how.weight_decay,
-        max_grad_norm=how.max_grad_norm,
-        max_length=None,  # the rows are cut already
-        packing=False,  # and packed
-        bf16=cuda,
-        tf32=False if cuda else None,
-        use_cpu=not cuda,
-        gradient_checkpointing=cuda,
-        remove_unused_columns=False,
-        dataset_kwargs={"skip_prepare_dataset": True},
-        dataloader_num_workers=0,
-        dataloader_pin_memory=cuda,
-        logging_strategy="steps",
-        logging_steps=1,
-        logging_nan_inf_filter=False,  # it would show an average in place of a loss that is not a number
-        save_strategy="no",  # Steering saves
-        eval_strategy="no",  # and evaluates
-        report_to="none",
-        disable_tqdm=True,
-    )
+class _BeforeTheFirstStep(TrainerCallback):  # type: ignore[misc]
+    """Calls a function once everything is as the first step will find it."""
+
+    def __init__(self, act: Callable[[], None]) -> None:
+        self._act = act
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._act()

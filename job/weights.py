@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Final, Protocol, TypeVar
 
 from job.checkpoints import digest_file
-from job.contract.base_model import model_files
+from job.contract.base_model import is_weights, model_files
 from job.contract.errors import Damaged, TrainingFailed
 from job.contract.recipe import TINY_MODEL, BaseModelRef
 from job.contract.records import FileDigest
@@ -62,6 +62,11 @@ class Base:
             return hashlib.sha256(file.read_bytes()).hexdigest()
         config = json.loads((self.folder / "tokenizer_config.json").read_text(encoding="utf-8"))
         return hashlib.sha256(json.dumps(config.get("chat_template")).encode()).hexdigest()
+
+    @property
+    def weights_size(self) -> int:
+        """Bytes of the weights' files."""
+        return sum(digest.size for name, digest in self.files.items() if is_weights(name))
 
     def digest_of(self, *names: str) -> str:
         """The same over some of the files; absent ones count as absent."""
@@ -117,6 +122,7 @@ def locate(
     *,
     go_on: Callable[[], None] = lambda: None,
     say: Callable[[str], None] = lambda _: None,
+    before_weights: Callable[[Path], None] = lambda _: None,
     retry_seconds: float = RETRY_SECONDS,
 ) -> Base:
     """Bring the base model's files to this machine and digest them.
@@ -124,6 +130,8 @@ def locate(
     Args:
         go_on: called ten times a second; raises when this attempt has to end.
         say: told what is done from now on: of a download every few seconds, and of its end.
+        before_weights: called once with the folder, in which everything but the weights is by then; raises when it is
+            not worth bringing them.
 
     Raises:
         ModelInvalid: it is missing, may not be had, or has no safetensors weights.
@@ -134,29 +142,37 @@ def locate(
     if ref.id == TINY_MODEL:
         folder = workdir / "base"
         write_tiny_model(folder)
-        return _digest(folder, ref, go_on)
+        return _digest(folder, ref, go_on, before_weights)
     name = hashlib.sha256(json.dumps([ref.id, ref.revision]).encode()).hexdigest()[:16]
     if ref.is_on_hub:
         from job.hub import HubFiles
 
-        return _bring(HubFiles(ref, listing=workdir / "base" / f"{name}.json"), ref, go_on, say, retry_seconds)
+        return _bring(
+            HubFiles(ref, listing=workdir / "base" / f"{name}.json"), ref, go_on, say, before_weights, retry_seconds
+        )
     if ref.is_in_bucket:
         from job.bucket import BucketFiles
 
-        return _bring(BucketFiles(ref, folder=workdir / "base" / name), ref, go_on, say, retry_seconds)
+        return _bring(BucketFiles(ref, folder=workdir / "base" / name), ref, go_on, say, before_weights, retry_seconds)
     folder = (local_path(ref.id) if "://" in ref.id else None) or Path(ref.id).expanduser()
-    return _digest(folder, ref, go_on)
+    return _digest(folder, ref, go_on, before_weights)
 
 
-def _digest(folder: Path, ref: BaseModelRef, go_on: Callable[[], None]) -> Base:
+def _digest(folder: Path, ref: BaseModelRef, go_on: Callable[[], None], before_weights: Callable[[Path], None]) -> Base:
     present = [path.name for path in folder.iterdir() if path.is_file()] if folder.is_dir() else []
     names = model_files(present, where=f"{folder}" if ref.id != TINY_MODEL else ref.id)
+    before_weights(folder)
     digests = _in_threads([partial(digest_file, folder / name) for name in names], _DIGESTING, go_on)
     return Base(folder, dict(zip(names, digests, strict=True)))
 
 
 def _bring(
-    source: Source, ref: BaseModelRef, go_on: Callable[[], None], say: Callable[[str], None], retry_seconds: float
+    source: Source,
+    ref: BaseModelRef,
+    go_on: Callable[[], None],
+    say: Callable[[str], None],
+    before_weights: Callable[[Path], None],
+    retry_seconds: float,
 ) -> Base:
     stop = threading.Event()
 
@@ -193,15 +209,22 @@ def _bring(
 
         watch()
         started = time.monotonic()
-        largest_first = sorted(files, key=lambda file: -file.size)
-        digests = _in_threads([partial(bring, file) for file in largest_first], source.at_once, watch)
+        found: dict[str, FileDigest] = {}
+
+        def bring_all(some: list[Remote]) -> None:
+            largest_first = sorted(some, key=lambda file: -file.size)
+            digests = _in_threads([partial(bring, file) for file in largest_first], source.at_once, watch)
+            found.update(zip((file.name for file in largest_first), digests, strict=True))
+
+        bring_all([file for file in files if not is_weights(file.name)])
+        before_weights(source.folder)
+        bring_all([file for file in files if is_weights(file.name)])
     finally:
         stop.set()
     if missing:
         seconds = round(time.monotonic() - started, 2)
         get_logger().info("weights.downloaded", files=len(files), total=missing, seconds=seconds)
         say("loading the model")
-    found = {file.name: digest for file, digest in zip(largest_first, digests, strict=True)}
     return Base(source.folder, dict(sorted(found.items())))
 
 

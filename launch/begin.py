@@ -50,6 +50,7 @@ def new_record(resolved: Resolved, *, run_id: str, now: datetime) -> RunRecord:
         recipe_digest=resolved.recipe.digest(),
         train=resolved.train,
         held_out=resolved.held_out,
+        tokens_sha256=resolved.check.supervision.tokens_sha256 if resolved.check.supervision is not None else None,
         ftjob=ftjob_version(),
     )
 

@@ -188,6 +188,49 @@ def plan(recipe: Path, show_task: bool, as_json: bool, **asked: Any) -> None:
 @cli.command(
     epilog="""\b
 Examples:
+  ftjob check recipe.json
+  ftjob check recipe.json --show 3
+  ftjob check recipe.json --problems 1000 | less
+  ftjob check recipe.json --json | jq '.problems[] | select(.severity == "error")'
+
+\b
+Exit codes: 0 it may be launched (there may be warnings), 2 it would be refused.
+"""
+)
+@click.argument("recipe", type=click.Path(path_type=Path))
+@click.option(
+    "--show", type=click.IntRange(1, 100), metavar="N", help="Show N rows token by token, and what is trained."
+)
+@click.option(
+    "--problems",
+    type=click.IntRange(1),
+    default=20,
+    show_default=True,
+    metavar="N",
+    help="Problems of each kind to list; all are counted.",
+)
+@json_option
+def check(recipe: Path, show: int | None, problems: int, as_json: bool) -> None:
+    """Find what would train nothing, or the wrong thing, before money flows: in the rows, in what the chat template
+    makes of them, in what is cut. Creates nothing; needs no GPU and no torch.
+
+    Every row is rendered by the base model's own tokenizer and chat template, as the job will do it. `plan` and
+    `launch` check the same, and the job trains exactly what was checked.
+    """
+    if show is not None and as_json:
+        raise click.UsageError("--show is for people: leave --json out")
+    from launch import render
+    from launch.commands import check_of
+    from launch.render_check import check_text
+
+    written, found = check_of(_here(), recipe, shown=problems, show=show or 0)
+    _print(render.as_json(found.check) if as_json else check_text(found.check, written, found.shown))
+    click.get_current_context().exit(EXIT_BAD_INPUT if found.check.errors else 0)
+
+
+@cli.command(
+    epilog="""\b
+Examples:
   ftjob launch --infra local examples/quickstart.json
   ftjob launch --gpu H100 recipe.json
   ftjob launch --gpu H100 --yes --detach --name my-run recipe.json

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -13,14 +14,16 @@ import click
 
 from job.contract.errors import BadInput, FtjobError, RunUnknown, StorageError
 from job.contract.receipt import Receipt
-from job.contract.recipe import Recipe
+from job.contract.recipe import Recipe, read_recipe
 from job.storage import Store
 from launch.attended import stay
 from launch.backend import Backend
 from launch.chaos import Chaos, run_chaos
+from launch.checking import Checked, check_recipe
 from launch.fetch import Fetched, fetch, read_adapter
 from launch.follow import LOCAL_SECONDS, REMOTE_SECONDS, Interrupts, wait_until_stopped
 from launch.here import Elsewhere, Here
+from launch.hub import Hub
 from launch.launching import read
 from launch.left import left_of
 from launch.runs import RunReader, list_runs, read_run
@@ -69,6 +72,25 @@ def left_behind(here: Here, view: RunView) -> Left | None:
         return left_of(here.backend_of(view.run_id, store), store, view.run_id)
     except BadInput:  # a run of that id that this machine launched into another bucket
         return None
+
+
+def check_of(here: Here, recipe: Path, *, shown: int, show: int) -> tuple[Recipe, Checked]:
+    """A recipe as it is written, and its check.
+
+    Raises:
+        BadInput: the recipe is none, or its dataset cannot be read at all.
+    """
+    read = read_recipe(recipe)
+    found = check_recipe(
+        read,
+        folder=recipe.absolute().parent,
+        hub=Hub.of(os.environ),
+        variables=os.environ,
+        cache=here.settings.cache,
+        shown=shown,
+        show=show,
+    )
+    return read, found
 
 
 def receipt_of_run(here: Here, run_id: str, bucket: str | None) -> Receipt:

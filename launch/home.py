@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self, TypeVar
@@ -134,4 +135,5 @@ def write_model(path: Path, value: BaseModel) -> None:
     except OSError as error:
         raise Unreachable(f"cannot write {path}: {error.strerror or error}", hint="check FTJOB_HOME") from error
     finally:
-        staged.unlink(missing_ok=True)
+        with suppress(OSError):  # the folder may be none; that was told
+            staged.unlink()

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Final
 
 from job.contract.budget import Budget
 from job.contract.environ import JobEnviron
@@ -20,7 +21,6 @@ from launch.access import check_bucket, job_credentials, job_variables
 from launch.backend import DEFAULT_MAX_RESTARTS, Backend, Shopping
 from launch.begin import create_run, new_record, new_run_id, submit_run, take_up
 from launch.cloud import CloudBackend
-from launch.facts import find_facts
 from launch.here import Elsewhere, Here
 from launch.hub import Hub
 from launch.local import LocalBackend
@@ -31,6 +31,10 @@ from launch.resolve import Resolved, commit_of, resolve
 from launch.runs import RunReader
 from launch.spending import budget_for
 from launch.upload import into_bucket, put_dataset
+from launch.visible import visible
+
+_WARNINGS: Final = 3
+"""Of a check, that a plan tells: one of each kind."""
 
 
 @dataclass(frozen=True)
@@ -132,8 +136,8 @@ def prepare(here: Here, wish: Wish, *, for_launch: bool) -> Prepared:
         max_restarts=wish.max_restarts,
         base_bytes=_base_bytes(record, resolved),
     )
-    if resolved is not None and resolved.base_model.caveat:
-        notes = (*notes, resolved.base_model.caveat)
+    if resolved is not None:
+        notes = (*notes, *_said_of_check(resolved), *filter(None, [resolved.base_model.caveat]))
     plan = plan.model_copy(update={"notes": (*plan.notes, *notes), "uploads": uploads, "spent_usd": spent})
     refused = None
     if resolved is not None and not _has_own_gpu(plan):
@@ -196,15 +200,8 @@ def with_quote(plan: Plan, resolved: Resolved, here: Here) -> tuple[Plan, BadInp
 
     Fallbacks whose memory is too small are left out: to be offered them would be no help.
     """
-    facts = find_facts(
-        resolved.base_model,
-        resolved.train_sample,
-        resolved.held_out_sample,
-        hub=Hub.of(os.environ),
-        variables=os.environ,
-    )
     offers: tuple[Offer | None, ...] = plan.offers if plan.buys else (None,)
-    quote = make_quote(plan.recipe, facts, offers, threads=here.settings.threads)
+    quote = make_quote(plan.recipe, resolved.facts, offers, threads=here.settings.threads)
     left = None if plan.budget.max_usd is None else plan.budget.max_usd - plan.spent_usd
     refused = refusal(quote, max_usd=left) or _too_little_here(plan, quote, left)
     notes = plan.notes if refused is None else (*plan.notes, refused.message)
@@ -227,7 +224,21 @@ def read(path: Path, here: Here, bucket: str | None) -> Resolved:
     recipe = read_recipe(path)
     if bucket is not None:
         recipe = recipe.model_copy(update={"output": recipe.output.model_copy(update={"bucket": bucket})})
-    return resolve(recipe, folder=path.absolute().parent, bucket=here.settings.bucket)
+    return resolve(recipe, folder=path.absolute().parent, bucket=here.settings.bucket, cache=here.settings.cache)
+
+
+def _said_of_check(resolved: Resolved) -> list[str]:
+    """The warnings of a check, and what was not checked."""
+    check = resolved.check
+    warnings = [problem for problem in check.problems if problem.severity == "warning"]
+    first = list({problem.code: problem for problem in reversed(warnings)}.values())[::-1]
+    count = sum(check.times(problem.code) for problem in first)
+    notes = [visible(problem.text) for problem in first[:_WARNINGS]]
+    if count > len(notes):
+        notes.append(f"{count:,} warnings of the check: `ftjob check RECIPE` shows all of them, and what they mean")
+    if check.not_checked:
+        notes.append(check.not_checked)
+    return notes
 
 
 def _budget(record: RunRecord, store: Store, wish: Wish) -> tuple[Budget, float]:

@@ -6,38 +6,55 @@ Everything that can be refused is refused here, before anything is created.
 from __future__ import annotations
 
 import os
-import re
 import subprocess
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from job.contract.errors import AccessRefused, BadInput, DatasetInvalid, Garbled, IdentityMismatch, NotFound
+from job.contract.check import Check
+from job.contract.errors import BadInput, DatasetInvalid, IdentityMismatch, ModelInvalid
 from job.contract.recipe import Recipe
 from job.contract.records import DatasetDigest, RunRecord
-from job.dataset.reader import fingerprint
-from job.dataset.source import local_path
-from job.storage import open_object, open_store
-from launch.base_model import pin
+from job.storage import open_store
+from launch.checking import check_recipe
+from launch.datasets import read_dataset
+from launch.facts import ModelFacts
 from launch.hub import Hub, Pinned
-from launch.tokens import Sample, take_sample
+from launch.quote import Facts
+from launch.steps import Lengths
+from launch.visible import visible
 
-_SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_TOLD: Final = 3
+"""Errors that a refusal tells; `ftjob check` shows the others."""
 
 
 @dataclass(frozen=True)
 class Resolved:
-    """A recipe whose every reference is absolute, and what its dataset and its base model are now."""
+    """A recipe whose every reference is absolute, what its dataset and its base model are now, and its check."""
 
     recipe: Recipe
-    train: DatasetDigest
-    held_out: DatasetDigest | None
-    base_model: Pinned
-    train_sample: Sample
-    held_out_sample: Sample | None
+    check: Check
+    model: ModelFacts
+    lengths: tuple[Lengths, Lengths | None]
+
+    @property
+    def train(self) -> DatasetDigest:
+        """Of the very bytes that were checked."""
+        return self.check.train.digest
+
+    @property
+    def held_out(self) -> DatasetDigest | None:
+        return self.check.held_out.digest if self.check.held_out is not None else None
+
+    @property
+    def base_model(self) -> Pinned:
+        return self.model.base_model
+
+    @property
+    def facts(self) -> Facts:
+        """What a quote rests on."""
+        return self.model.quoted(*self.lengths)
 
     @property
     def bucket(self) -> str:
@@ -46,78 +63,58 @@ class Resolved:
         return self.recipe.output.bucket
 
 
-def resolve(recipe: Recipe, *, folder: Path, bucket: str) -> Resolved:
+def resolve(recipe: Recipe, *, folder: Path, bucket: str, cache: Path | None = None) -> Resolved:
     """What a recipe means.
 
     Args:
         folder: the recipe's own, which its relative references start from.
         bucket: uri, used where the recipe names none.
+        cache: folder of what need not be computed twice; None to keep nothing.
 
     Raises:
-        DatasetInvalid: a dataset is missing, unreadable, or has a bad line.
-        ModelInvalid: the base model is missing, may not be had, or has no safetensors.
+        DatasetInvalid: a dataset is missing, unreadable, or cannot be trained on.
+        ModelInvalid: the base model is missing, may not be had, has no safetensors, or cannot be trained on these rows.
         BadInput: the bucket's uri is none.
         Unreachable: the hub, or an s3:// dataset or base model, is out of reach for now.
     """
     target = str(open_store(recipe.output.bucket or bucket).uri)
-    base_model = pin(recipe.base_model, folder=folder, hub=Hub.of(os.environ))
-    train_uri = dataset_uri(recipe.dataset.train, folder)
-    train, train_sample = read_dataset(train_uri, name=recipe.dataset.train)
-    held_out_ref: float | str | None = recipe.dataset.held_out
-    held_out, held_out_sample = None, None
-    if isinstance(held_out_ref, str):
-        held_out, held_out_sample = read_dataset(dataset_uri(held_out_ref, folder), name=held_out_ref)
-        held_out_ref = held_out.uri
-        if held_out.sha256 == train.sha256:
-            raise DatasetInvalid(
-                "dataset.held_out has the same rows as dataset.train: its loss would say nothing",
-                hint="name another file, or a fraction such as 0.1",
-            )
+    hub = Hub.of(os.environ)
+    checked = check_recipe(recipe, folder=folder, hub=hub, variables=os.environ, cache=cache, thorough=False)
+    refused = refusal_of(checked.check)
+    if isinstance(refused, DatasetInvalid):
+        raise refused
+    if checked.model is None:
+        assert checked.failure is not None  # noqa: S101 - one of the two is there
+        raise checked.failure
+    if refused is not None:
+        raise refused
+    assert checked.lengths is not None  # noqa: S101 - there are no errors
+    dataset = {"train": checked.train_uri}
+    if checked.held_out_uri is not None:
+        dataset["held_out"] = checked.held_out_uri
     resolved = recipe.model_copy(
         update={
-            "base_model": base_model.ref,
-            "dataset": recipe.dataset.model_copy(update={"train": train_uri, "held_out": held_out_ref}),
+            "base_model": checked.model.base_model.ref,
+            "dataset": recipe.dataset.model_copy(update=dataset),
             "output": recipe.output.model_copy(update={"bucket": target}),
         }
     )
-    return Resolved(
-        recipe=resolved,
-        train=train,
-        held_out=held_out,
-        base_model=base_model,
-        train_sample=train_sample,
-        held_out_sample=held_out_sample,
-    )
+    return Resolved(resolved, checked.check, checked.model, checked.lengths)
 
 
-def dataset_uri(reference: str, folder: Path) -> str:
-    """The absolute uri of a dataset as a recipe names it.
-
-    Raises:
-        DatasetInvalid: it is in a place that cannot be read from.
-    """
-    if not _SCHEME.match(reference):
-        return Path(os.path.normpath(folder.absolute() / Path(reference).expanduser())).as_uri()
-    try:
-        open_object(reference)
-    except BadInput as error:
-        raise DatasetInvalid(f"dataset {reference}: {error.message}", hint=error.hint) from error
-    return reference
-
-
-def read_dataset(uri: str, *, name: str) -> tuple[DatasetDigest, Sample]:
-    """Check every row of a dataset, digest its bytes, keep some rows to count tokens. `name` is what errors call it.
-
-    Raises:
-        DatasetInvalid: it is missing, unreadable, or has a bad line.
-        Unreachable: its store is out of reach for now.
-    """
-    with _local_copy(uri, name) as path:
-        digest = fingerprint(path, name=name).model_copy(update={"uri": uri})
-        try:
-            return digest, take_sample(path, digest)
-        except OSError as error:
-            raise DatasetInvalid(f"dataset {name} cannot be read: {error.strerror or error}") from error
+def refusal_of(check: Check) -> BadInput | None:
+    """Why a recipe with such a check is not launched: its first errors, those of the dataset before the others."""
+    errors = check.errors
+    if not errors:
+        return None
+    first = errors[0]
+    told = "; ".join(visible(problem.text) for problem in errors[:_TOLD])
+    count = sum(check.times(code) for code in {problem.code for problem in errors})
+    more = f"; and {count - _TOLD:,} more" if count > _TOLD else ""
+    hint = first.hint if count == 1 else "`ftjob check RECIPE` shows all of them, and what to do"
+    if first.file:
+        return DatasetInvalid(f"dataset {told}{more}", hint=hint)
+    return ModelInvalid(f"{told}{more}", hint=hint)
 
 
 def check_unchanged(record: RunRecord) -> None:
@@ -130,7 +127,7 @@ def check_unchanged(record: RunRecord) -> None:
     for key, then in (("train", record.train), ("held_out", record.held_out)):
         if then is None:
             continue
-        now, _ = read_dataset(then.uri, name=then.uri)
+        now = read_dataset(then.uri, name=then.uri)
         if now.sha256 != then.sha256:
             raise IdentityMismatch(
                 f"dataset.{key} {then.uri} has changed since run {record.run_id} was launched: "
@@ -190,24 +187,3 @@ def _leaves(value: object, at: str = "") -> Iterator[tuple[str, object]]:
             yield from _leaves(inner, f"{at}.{key}" if at else str(key))
     else:
         yield at, value
-
-
-@contextmanager
-def _local_copy(uri: str, name: str) -> Iterator[Path]:
-    """A local path to the bytes of a dataset, for as long as it is needed."""
-    path = local_path(uri)
-    if path is not None:
-        if not path.exists():
-            raise DatasetInvalid(f"dataset {name} does not exist ({path})", hint="paths are relative to the recipe")
-        yield path
-        return
-    store, key = open_object(uri)
-    with tempfile.TemporaryDirectory(prefix="ftjob-") as folder:
-        copy = Path(folder) / "rows.jsonl"
-        try:
-            store.get_file(key, copy)
-        except NotFound as error:
-            raise DatasetInvalid(f"dataset {name} does not exist", hint="check the uri") from error
-        except (AccessRefused, Garbled) as error:
-            raise DatasetInvalid(f"dataset {name} cannot be read: {error.message}", hint=error.hint) from error
-        yield copy

@@ -15,6 +15,7 @@ from job.storage import open_store
 from job.storage.s3_account import ENDPOINT, PATH_STYLE, PROFILE, REGION, STANDS_FOR
 
 HOME_VARIABLE: Final = "FTJOB_HOME"
+CACHE_VARIABLE: Final = "FTJOB_CACHE"
 FILE_NAME: Final = "settings.toml"
 
 
@@ -58,6 +59,13 @@ class Settings(BaseModel):
     usd_per_hour: dict[str, float] = Field(default_factory=dict)
     """What an hour of one's own machines costs: "local", "slurm", "kubernetes"."""
     s3: S3Settings = S3Settings()
+    cache_folder: Path | None = None
+    """Absolute; None for a folder in `home`."""
+
+    @property
+    def cache(self) -> Path:
+        """Folder of what need not be fetched or computed twice: it may be emptied at any time."""
+        return self.cache_folder or self.home / "cache"
 
     def s3_variables(self, variables: Mapping[str, str]) -> dict[str, str]:
         """The environment variables that say what [s3] says; without those that something in `variables` overrules.
@@ -112,7 +120,13 @@ def read_settings(variables: Mapping[str, str]) -> Settings:
         raise BadInput(f"{HOME_VARIABLE} {home} is not a folder", hint=f"set {HOME_VARIABLE} to a folder")
     file = _read_file(home / FILE_NAME)
     bucket = file.bucket or (home / "bucket").as_uri()
-    return Settings(home=home, bucket=str(open_store(bucket).uri), **file.model_dump(exclude={"bucket"}))
+    told = variables.get(CACHE_VARIABLE)
+    return Settings(
+        home=home,
+        bucket=str(open_store(bucket).uri),
+        cache_folder=Path(told).expanduser().absolute() if told else None,
+        **file.model_dump(exclude={"bucket"}),
+    )
 
 
 def ftjob_version() -> str:

@@ -1,22 +1,15 @@
-"""How many tokens the rows of a dataset become: counted with the base model's tokenizer where there is one at hand,
-estimated from the text otherwise. Every number says which it is.
-
-The counting is done by `python -m job.count` in a process of its own: the launcher itself never loads the training
-stack, and seconds of imports are worthwhile only where a plan is made.
+"""How many tokens the rows of a dataset become where the base model's tokenizer cannot be asked: estimated from the
+text of some of them. Every number says what it is. (Where it can be asked, every row is rendered: launch/checking.py.)
 """
 
 from __future__ import annotations
 
-import importlib.util
-import json
 import math
-import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from job.contract.recipe import TINY_MODEL
 from job.contract.records import DatasetDigest
@@ -27,9 +20,6 @@ MOST_ROWS: Final = 2000
 """Rows that are looked at, spread evenly: the mean of so many is known within about 1 %."""
 MOST_BYTES: Final = 64 * 1024 * 1024
 """And so many bytes of them."""
-COUNT_SECONDS: Final = 60.0
-"""For importing transformers (5 s) and rendering."""
-
 BYTES_PER_TOKEN: Final = 3.9
 """UTF-8 bytes of a token where nobody can count. Vocabularies of 100 000 to 250 000 entries make 4.3-4.7 of English
 prose, 3.0-3.6 of code and JSON, 3.0-3.8 of other European languages, 2.5-3.3 of Chinese and Japanese."""
@@ -85,37 +75,36 @@ def take_sample(path: Path, digest: DatasetDigest, *, most: int = MOST_ROWS) -> 
     return Sample(tuple(lines), row, size)
 
 
-def measure(sample: Sample, *, base_model: str, tokenizer: Path | str) -> Lengths:
+def measure(sample: Sample, *, base_model: str, why: str) -> Lengths:
     """How long the rows of a sample are.
 
     Args:
         base_model: id; the built-in model's tokens are its bytes, and need no tokenizer.
-        tokenizer: folder of the base model's tokenizer files, or why there is none.
+        why: the base model's tokenizer is not asked.
     """
     with tempfile.TemporaryDirectory(prefix="ftjob-") as folder:
         path = Path(folder) / "rows.jsonl"
         path.write_bytes(b"\n".join(sample.lines) + b"\n")
         rows = list(read_rows(path, name="sample"))
-        if base_model == TINY_MODEL:
-            return _lengths(sample, [_tiny_tokens(row) for row in rows], how="the built-in tokenizer")
-        why = tokenizer
-        if isinstance(tokenizer, Path):
-            counted = _count(tokenizer, path)
-            if not isinstance(counted, str):
-                return _lengths(sample, counted, how="the base model's tokenizer and chat template")
-            why = counted
-    tokens = [estimate(row) for row in rows]
-    basis = f"estimated at {BYTES_PER_TOKEN} bytes of text a token, ±{ESTIMATE_SPREAD:.0%}: {why}"
-    found = _lengths(sample, tokens, how="")
-    return Lengths(
-        found.tokens,
-        found.sizes,
-        sample.of_rows,
-        sample.of_bytes,
-        "estimated",
-        math.hypot(found.spread, ESTIMATE_SPREAD),
-        basis,
+    if base_model == TINY_MODEL:
+        return _lengths(sample, [_tiny_tokens(row) for row in rows], how="the built-in tokenizer")
+    found = _lengths(sample, [estimate(row) for row in rows], how="")
+    return replace(
+        found,
+        how="estimated",
+        spread=math.hypot(found.spread, ESTIMATE_SPREAD),
+        basis=f"estimated at {BYTES_PER_TOKEN} bytes of text a token, ±{ESTIMATE_SPREAD:.0%}: {why}",
     )
+
+
+def counted(tokens: Sequence[int], size: int, *, how: str) -> Lengths:
+    """The lengths of rows that were all rendered.
+
+    Args:
+        size: of the file, in bytes.
+        how: with which tokenizer.
+    """
+    return Lengths(tuple(tokens), (), len(tokens), size, "counted", 0.0, f"all {len(tokens):,} rows counted with {how}")
 
 
 def estimate(row: Row) -> int:
@@ -124,30 +113,10 @@ def estimate(row: Row) -> int:
     return round(text / BYTES_PER_TOKEN) + TOKENS_PER_TURN * len(row.messages) + 1
 
 
-def can_count() -> bool:
-    """Whether transformers is installed beside the launcher."""
-    return importlib.util.find_spec("transformers") is not None
-
-
 def _tiny_tokens(row: Row) -> int:
     """One token a byte, and ChatML: <|im_start|>, the role and its line end, the text, <|im_end|>, a line end. A test
     holds it to what the job renders."""
     return sum(4 + len(message.role) + len(message.content.encode()) for message in row.messages)
-
-
-def _count(tokenizer: Path, rows: Path) -> list[int] | str:
-    """The lengths as the job's own code finds them, or why it found none."""
-    command = [sys.executable, "-P", "-m", "job.count", str(tokenizer), str(rows)]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=COUNT_SECONDS, check=False)
-    except subprocess.TimeoutExpired:
-        return f"counting took longer than {COUNT_SECONDS:.0f} s"
-    try:
-        answer: Any = json.loads(done.stdout)
-        return [int(length) for length in answer["lengths"]]
-    except (ValueError, KeyError, TypeError):
-        said = done.stderr.strip().splitlines() or ["it said nothing"]
-        return f"the tokenizer could not be used: {said[-1][:200]}"
 
 
 def _lengths(sample: Sample, tokens: Sequence[int], *, how: str) -> Lengths:

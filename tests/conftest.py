@@ -27,6 +27,8 @@ def _nobodys_cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         for name, value in cloudless().items():
             patch.setenv(name, value)
         patch.setenv("HF_HOME", str(tmp_path_factory.mktemp("huggingface")))
+        # One for all tests: what is rendered for one of them need not be rendered for the others.
+        patch.setenv("FTJOB_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
         yield
 

@@ -35,6 +35,11 @@ def is_commit(revision: str | None) -> bool:
     return revision is not None and _COMMIT.fullmatch(revision) is not None
 
 
+def is_weights(name: str) -> bool:
+    """Whether a file that `model_files` names holds weights; the others are small, and say how to read text."""
+    return name.endswith(".safetensors")
+
+
 def model_files(names: Iterable[str], *, where: str) -> list[str]:
     """The files that are read of a base model's folder, sorted.
 

@@ -98,3 +98,10 @@ class Check(Part):
     @property
     def errors(self) -> tuple[Problem, ...]:
         return tuple(problem for problem in self.problems if problem.severity == "error")
+
+    def times(self, code: str) -> int:
+        """How often there is a problem of this kind. One of a whole file is one, however many rows it is about."""
+        listed = [problem for problem in self.problems if problem.code == code]
+        if all(problem.line is None for problem in listed):
+            return len(listed)
+        return max(self.counts.get(code, 0), len(listed))

@@ -91,7 +91,7 @@ class DatasetDigest(Part):
     uri: str
     sha256: Sha256
     size: int = Field(ge=0)
-    rows: int = Field(ge=1)
+    rows: int = Field(ge=0)
 
 
 class Hardware(Part):
@@ -116,6 +116,8 @@ class RunRecord(Record):
     recipe_digest: Sha256
     train: DatasetDigest
     held_out: DatasetDigest | None
+    tokens_sha256: Sha256 | None = None
+    """Of what the launcher's check rendered, and the job has to render too; None where it could not render."""
     ftjob: str
 
 

@@ -1,1 +1,1 @@
-"""The dataset: read with line numbers, validated, split, rendered with the chat template, fingerprinted. No torch."""
+"""The dataset: read with line numbers, examined, rendered with the chat template, split, digested. No torch."""

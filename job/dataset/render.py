@@ -1,35 +1,49 @@
 """Rows to tokens: the base model's own chat template, and the mask of what the assistant says. No torch.
 
-Only assistant tokens are trained, the end of the turn included. The mask comes from the template's own
-{% generation %} markers; a template without them is refused rather than guessed at.
+Only what the model has to say is trained: from behind the prompt that inference sends, to the token at which inference
+stops, inclusive. Where the template has {% generation %} markers they are used; where it has none, the turns are found
+in its rendering, and verified (job/dataset/template.py).
 """
 
 from __future__ import annotations
 
 import hashlib
 import random
-import re
+import sys
+from array import array
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from functools import cached_property
+from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 from job.contract.errors import DatasetInvalid, ModelInvalid
-from job.dataset.reader import LineNumber, Row
+from job.dataset.reader import LineNumber, Message, Row
+from job.dataset.refused import RowRefused
+from job.dataset.template import TODAY, ChatTemplate, Spoken, Tokenizer
 
 IGNORED: Final = -100
 """Label of a token that is not trained (torch.nn.CrossEntropyLoss's ignore_index)."""
 
+_PROBE: Final = Row(LineNumber(1), (Message("user", "hi"), Message("assistant", "yo")))
 
-class Tokenizer(Protocol):
-    """What is needed of a transformers tokenizer."""
+_WARNINGS: Final = {
+    "reasoning-dropped": (
+        "the chat template leaves out the reasoning (<think>) of an answer, so it is not trained",
+        "most templates keep that of the last answer: make a row of each answer, with the turns before it",
+    ),
+    "earlier-turns-differ": (
+        "the chat template writes an earlier answer otherwise than the last one, so the model is trained on both forms",
+        "make a row of each answer, with the turns before it, to train only the form that inference asks for",
+    ),
+    "prompt-merged": (
+        "a token covers the end of the prompt and the beginning of an answer: it is trained, but inference sends the "
+        "prompt's part as a token of its own, which the model has not been trained to continue",
+        "begin answers without newlines; where the template itself opens <think>, give every answer reasoning",
+    ),
+}
 
-    chat_template: str | None
-
-    def apply_chat_template(self, conversation: Any, **kwargs: Any) -> Any: ...
-
-
-_MARKER: Final = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
-"""Not the word alone: nearly every template has an `add_generation_prompt`."""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -39,60 +53,238 @@ class RenderedRow:
     line: LineNumber
     ids: tuple[int, ...]
     labels: tuple[int, ...]
+    cut: int = 0
+    """Tokens that were cut away, to keep max_length."""
+    cut_trained: int = 0
+    """How many of them would have been trained."""
+    notes: tuple[str, ...] = ()
+    """Codes of what is worth a warning; Renderer.warnings_of puts them into words."""
+
+    @property
+    def whole(self) -> int:
+        """Tokens before the row was cut."""
+        return len(self.ids) + self.cut
 
     @property
     def trained_tokens(self) -> int:
         # The first token has nothing before it to be predicted from.
-        return sum(label != IGNORED for label in self.labels[1:])
+        return len(self.labels) - self.labels.count(IGNORED) - (self.labels[:1] not in ((), (IGNORED,)))
+
+    @cached_property
+    def digest(self) -> bytes:
+        """Sha256 over the line, every token and every label."""
+        numbers = array("q", (self.line, len(self.ids), *self.ids, *self.labels))
+        if sys.byteorder == "big":
+            numbers.byteswap()
+        return hashlib.sha256(numbers.tobytes()).digest()
 
 
-def render(rows: Iterable[Row], tokenizer: Tokenizer, *, max_length: int, name: str) -> list[RenderedRow]:
-    """The rows as tokens, cut to max_length.
+class Span(NamedTuple):
+    """A token as text; or several, where they share a character."""
+
+    text: str
+    trained: bool
+    is_stop: bool
+    """The model ends its turn with it: trained, and among the tokens at which inference stops."""
+
+
+class _Labelled(NamedTuple):
+    """A whole row, before it is cut."""
+
+    ids: list[int]
+    labels: list[int]
+    offsets: list[tuple[int, int]]
+    """Of each token, where it stands in the text."""
+    text: str
+    notes: set[str]
+
+
+class Renderer:
+    """Rows to tokens, one at a time.
+
+    Args:
+        tokenizer: the base model's own.
+        max_length: tokens that are kept of a row.
+        stops: tokens at which inference ends an answer (job.dataset.control.stop_tokens).
 
     Raises:
-        ModelInvalid: the tokenizer has no chat template, or one that cannot say what the assistant speaks.
-        DatasetInvalid: a row keeps no trained token; with its line.
+        ModelInvalid: no chat template, or one of which it cannot be told what the assistant says, or one that ends an
+            answer with a token at which the model would not stop.
     """
-    if not tokenizer.chat_template:
-        raise ModelInvalid("the base model's tokenizer has no chat template", hint="use the -Instruct variant")
-    if not _MARKER.search(tokenizer.chat_template):
-        raise ModelInvalid(
-            "the base model's chat template does not mark what the assistant says ({% generation %})",
-            hint="a template with markers is needed: training on all tokens would teach the model the user's part",
+
+    def __init__(self, tokenizer: Tokenizer, *, max_length: int, stops: frozenset[int]) -> None:
+        self.tokenizer: Final = tokenizer
+        self._template = ChatTemplate(tokenizer)
+        self._max_length = max_length
+        self._stops = stops
+        if not getattr(tokenizer, "is_fast", False):
+            raise ModelInvalid(
+                "the base model's tokenizer cannot say which characters a token covers: it is not a fast one",
+                hint="a tokenizer.json is needed: save it once with transformers' AutoTokenizer",
+            )
+        if not stops:
+            raise ModelInvalid(
+                "the base model names no token that ends an answer",
+                hint="set eos_token_id in its generation_config.json",
+            )
+        added: dict[int, Any] = getattr(tokenizer, "added_tokens_decoder", {})
+        self._control = frozenset(at for at, token in added.items() if str(token).strip(" \t\r\n▁")) | stops
+        try:
+            labels = self._labelled(_PROBE).labels
+        except RowRefused as error:
+            raise ModelInvalid(f"the base model cannot be trained: {error.message}", hint=error.hint) from error
+        trained = sorted(stops.intersection(labels))
+        if not trained:
+            raise ModelInvalid(
+                "the chat template's markers mark nothing of what the assistant says",
+                hint="{% generation %} and {% endgeneration %} have to stand around an answer and its end",
+            )
+        self.stop_texts: Final[tuple[str, ...]] = tuple(tokenizer.decode([stop]) for stop in trained)
+        """Of the tokens that end an answer in this template."""
+
+    @property
+    def masked_by(self) -> str:
+        """How it is known what the assistant says."""
+        if self._template.marked:
+            return "the chat template's own markers"
+        return "the turns found in the chat template's rendering, and verified character by character"
+
+    @property
+    def notices(self) -> list[tuple[str, str, str]]:
+        """(code, message, hint) of what is to be known about the base model."""
+        if not self._template.dated:
+            return []
+        day = f"{TODAY:%d %b %Y}"
+        return [
+            (
+                "fixed-date",
+                f"the chat template writes the day into the prompt: rows are trained with {day}, always, so that a run "
+                "that is resumed on another day is the same run",
+                "",
+            )
+        ]
+
+    def render(self, row: Row) -> RenderedRow:
+        """The row as tokens, cut to max_length.
+
+        Raises:
+            RowRefused: the template refuses the row, or does not write what it says, or nothing of it would be trained.
+        """
+        ids, labels, _, _, notes = self._labelled(row)
+        cut = labels[self._max_length :]
+        found = RenderedRow(
+            row.line,
+            tuple(ids[: self._max_length]),
+            tuple(labels[: self._max_length]),
+            cut=len(cut),
+            cut_trained=len(cut) - cut.count(IGNORED),
+            notes=tuple(sorted(notes)),
         )
-    return [_render(row, tokenizer, max_length=max_length, name=name) for row in rows]
+        if found.trained_tokens == 0:
+            why = (
+                f"its prompt alone fills max_length ({self._max_length} of {len(ids)} tokens)"
+                if len(ids) > self._max_length
+                else "the chat template marks none of its tokens as the assistant's"
+            )
+            raise RowRefused(
+                "nothing-trained",
+                f"no token of it would be trained: {why}",
+                hint="raise training.max_length, or shorten or remove the row",
+            )
+        return found
 
+    def warnings_of(self, rendered: RenderedRow) -> list[tuple[str, str, str]]:
+        """(code, message, hint) of what is worth a warning: what was cut, what the template leaves out."""
+        found = []
+        if rendered.cut_trained:
+            how_much = (
+                f"{rendered.whole} tokens are cut to {len(rendered.ids)}: {rendered.cut_trained} of the answers' "
+                "are lost"
+            )
+            last = rendered.labels[-1]
+            if last != IGNORED and last not in self._stops:
+                code, also = "answer-cut", ", and the stop token: the model learns an answer that does not end"
+            else:
+                code, also = "answers-lost", ", whole answers; those that are left are complete"
+            found.append((code, how_much + also, "raise training.max_length, or shorten or remove the row"))
+        return found + [(note, *_WARNINGS[note]) for note in rendered.notes]
 
-def _render(row: Row, tokenizer: Tokenizer, *, max_length: int, name: str) -> RenderedRow:
-    from jinja2 import TemplateError  # comes with transformers, which is there when there is a tokenizer
+    def spans_of(self, row: Row) -> list[Span]:
+        """The row's tokens as texts, as far as max_length goes: together they are its rendering, to the character.
 
-    turns = [{"role": message.role, "content": message.content} for message in row.messages]
-    try:
-        encoded = tokenizer.apply_chat_template(
-            turns, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+        Raises:
+            RowRefused: as render().
+        """
+        ids, labels, offsets, text, _ = self._labelled(row)
+        found: list[Span] = []
+        done = 0
+        for token, label, (_, end) in list(zip(ids, labels, offsets, strict=True))[: self._max_length]:
+            trained = label != IGNORED
+            if end > done:  # else it is another token of the same character
+                found.append(Span(text[done:end], trained, trained and token in self._stops))
+                done = end
+        if len(ids) <= self._max_length and done < len(text):
+            found.append(Span(text[done:], False, False))
+        return found
+
+    def _labelled(self, row: Row) -> _Labelled:
+        rendering = self._template.render(row)
+        if self._template.marked:
+            ids, offsets, marks = self._template.marks(row)
+            labels = [token if said else IGNORED for token, said in zip(ids, marks, strict=True)]
+        else:
+            encoded = self.tokenizer(
+                rendering.text,
+                add_special_tokens=False,  # as apply_chat_template: the template writes them
+                return_offsets_mapping=True,
+                return_attention_mask=False,
+                verbose=False,
+            )
+            ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
+            labels = [IGNORED] * len(ids)
+        notes = set(rendering.notes)
+        starts, ends = [start for start, _ in offsets], [end for _, end in offsets]
+        for spoken in rendering.answers:
+            first = bisect_right(ends, spoken.start)
+            stop = self._stop_of(spoken, ids, starts, ends)
+            if starts[first] < spoken.start:
+                if ids[first] in self._control:
+                    first += 1  # a control token that takes the blanks behind it (Phi 3); inference's does, too
+                else:
+                    notes.add("prompt-merged")
+            if not self._template.marked:
+                labels[first : stop + 1] = ids[first : stop + 1]
+            elif labels[stop] == IGNORED and labels[first : stop + 1].count(IGNORED) < stop + 1 - first:
+                raise RowRefused(
+                    "stop-not-trained",
+                    "the chat template's markers leave out the stop token of the answer in turn "
+                    f"{spoken.turn}: the model would never stop",
+                    hint="the {% endgeneration %} has to stand behind the end of the turn",
+                )
+        return _Labelled(ids, labels, offsets, rendering.text, notes)
+
+    def _stop_of(self, spoken: Spoken, ids: Sequence[int], starts: Sequence[int], ends: Sequence[int]) -> int:
+        """Which token ends the turn.
+
+        Raises:
+            RowRefused: none, or one at which inference does not stop.
+        """
+        at = bisect_right(ends, spoken.said)
+        end = bisect_left(starts, spoken.limit)
+        found = next((place for place in range(at, end) if ids[place] in self._control), None)
+        if found is not None and ids[found] in self._stops:
+            return found
+        ends_with = repr(self.tokenizer.decode(ids[at:end] if found is None else [ids[found]])[:40])
+        stops = ", ".join(sorted(self.tokenizer.decode([stop]) for stop in self._stops))
+        raise RowRefused(
+            "stop-not-trained",
+            f"the chat template ends the answer in turn {spoken.turn} with {ends_with}, but the model stops at {stops} "
+            "only: it would be trained to write on",
+            hint="use the -Instruct variant, or name the end of the turn in eos_token_id of generation_config.json",
         )
-    except (TemplateError, TypeError, ValueError, LookupError) as error:  # what a program in jinja can raise
-        raise DatasetInvalid(
-            f"dataset {name} line {row.line}: the chat template refuses it: {error}",
-            hint="templates may forbid a role, or an order of roles",
-        ) from error
-    ids, mask = encoded["input_ids"], encoded["assistant_masks"]
-    labels = tuple(token if said else IGNORED for token, said in zip(ids, mask, strict=True))
-    rendered = RenderedRow(row.line, tuple(ids[:max_length]), labels[:max_length])
-    if rendered.trained_tokens == 0:
-        why = (
-            f"its prompt alone fills max_length ({max_length} of {len(ids)} tokens)"
-            if len(ids) > max_length
-            else "the chat template marks none of its tokens as the assistant's"
-        )
-        raise DatasetInvalid(
-            f"dataset {name} line {row.line}: no token of it would be trained: {why}",
-            hint="raise training.max_length, or shorten or remove the row",
-        )
-    return rendered
 
 
-def split(rows: Sequence[RenderedRow], *, held_out: float, seed: int) -> tuple[list[RenderedRow], list[RenderedRow]]:
+def split(rows: Sequence[T], *, held_out: float, seed: int) -> tuple[list[T], list[T]]:
     """(train, held-out): the fraction `held_out` of the rows, at least one of each, chosen by the seed.
 
     Raises:
@@ -107,11 +299,18 @@ def split(rows: Sequence[RenderedRow], *, held_out: float, seed: int) -> tuple[l
     return [r for i, r in enumerate(rows) if i not in chosen], [r for i, r in enumerate(rows) if i in chosen]
 
 
-def tokens_digest(train: Iterable[RenderedRow], held_out: Iterable[RenderedRow]) -> str:
+class Digested(Protocol):
+    """A rendered row, or what is kept of one."""
+
+    @property
+    def digest(self) -> bytes: ...
+
+
+def tokens_digest(train: Iterable[Digested], held_out: Iterable[Digested]) -> str:
     """Sha256 over every token and label of both parts, in order: what is trained and what it is judged by."""
     digest = hashlib.sha256()
     for part in (train, held_out):
         digest.update(b"part\n")
         for row in part:
-            digest.update(f"{row.line}:{row.ids}:{row.labels}\n".encode())
+            digest.update(row.digest)
     return digest.hexdigest()

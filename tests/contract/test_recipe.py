@@ -83,6 +83,8 @@ BOUNDS: Mapping[str, tuple[list[object], list[object]]] = {
     "training.packing": ([True, False], [1, "no", None]),
     "training.seed": ([0, 2**32 - 1], [-1, 2**32, 10**30, 1.0, "42", None]),
     "training.optimizer": (["adamw", "adamw_8bit", "paged_adamw_8bit"], ["sgd", "", None]),
+    "training.precision": (["bf16", "fp8"], ["fp16", "", None]),
+    "training.reproducible": ([True, False], [1, "yes", None]),
     "training.weight_decay": ([0, 1], [-0.1, 1.1, "0", None]),
     "training.max_grad_norm": ([1e-9, 100], [0, -1, 100.1, "1", None]),
     "training.early_stopping.patience": ([1, 100], [0, 101, 1.0, "1", None]),

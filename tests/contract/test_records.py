@@ -83,7 +83,8 @@ def test_an_unknown_or_a_missing_key_is_named(record: Record) -> None:
     data = json.loads(record.to_bytes())
     with pytest.raises(Damaged, match="surprise"):
         type(record).from_bytes(json.dumps({**data, "surprise": 1}).encode(), name="x")
-    for key in set(data) - {"schema_version", "hint"}:
+    came_later = {"tokens_sha256"}  # records of before have to be read for ever
+    for key in set(data) - {"schema_version", "hint"} - came_later:
         with pytest.raises(Damaged, match=f": {key}: Field required"):
             type(record).from_bytes(json.dumps({k: v for k, v in data.items() if k != key}).encode(), name="x")
 

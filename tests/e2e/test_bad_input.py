@@ -130,8 +130,6 @@ def run_that_exists(world: World) -> list[str]:
 
 
 GOOD = json.dumps(ROW)
-SAID_ALL = "-"
-"""In place of a hint: the message says what to do as well."""
 # What is wrong, what is typed, what the message says, what the hint says.
 CASES: dict[str, tuple[Case, str, str]] = {
     # the recipe
@@ -160,14 +158,14 @@ CASES: dict[str, tuple[Case, str, str]] = {
     ),
     "a folder as dataset": (a_folder_as_dataset, "folder", ""),
     "no text": (rows(b"PAR1\xff\xfe\x00\x01"), "rows.jsonl line 1", ""),
-    "an empty dataset": (rows(""), "rows.jsonl has no rows", ""),
-    "only empty lines": (rows("\n \n\n"), "rows.jsonl has no rows", ""),
+    "an empty dataset": (rows(""), "rows.jsonl: it has no rows", ""),
+    "only empty lines": (rows("\n \n\n"), "rows.jsonl: it has no rows", ""),
     "a malformed line": (rows(f'{GOOD}\n{GOOD}\n{{"messages": [\n{GOOD}\n'), "rows.jsonl line 3", ""),
     "a malformed line behind empty ones": (rows(f"{GOOD}\n\n\nnonsense\n"), "rows.jsonl line 4", ""),
     "a row without an answer": (
         rows(f'{GOOD}\n{{"messages": [{{"role": "user", "content": "Hi"}}]}}\n'),
         "rows.jsonl line 2: no assistant turn",
-        SAID_ALL,
+        "add the answer",
     ),
     "a row of another format": (rows(f'{GOOD}\n{{"text": "Once upon a time"}}\n'), "rows.jsonl line 2", ""),
     "a dataset in no known place": (recipe(dataset={"train": "ftp://x/rows.jsonl"}), "ftp://x/rows.jsonl", "s3://"),
@@ -207,12 +205,9 @@ def assert_refused(code: int, stdout: str, stderr: str, said: str, hint: str) ->
     assert stderr.endswith("\n".join(told) + "\n")  # nothing behind it
     assert told[0].startswith("ftjob: ")
     assert said in told[0]
-    if hint == SAID_ALL:
-        assert len(told) == 1, stderr
-    else:
-        assert len(told) == 2, stderr
-        assert len(told[1]) > len("hint: ") + 10
-        assert hint in told[1]
+    assert len(told) == 2, stderr
+    assert len(told[1]) > len("hint: ") + 10
+    assert hint in told[1]
 
 
 @pytest.mark.parametrize("case", CASES)

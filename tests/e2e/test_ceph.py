@@ -25,7 +25,7 @@ from job.contract.layout import Key, RunLayout
 from job.contract.records import AdapterManifest
 from job.storage import MULTIPART_BYTES, Store, open_store
 from launch.access import check_bucket
-from launch.resolve import read_dataset
+from launch.datasets import read_dataset
 from tests.ceph import GUEST, OWNER, Account, Ceph
 from tests.job.running import Zygote, start
 from tests.job.storage_worker import is_whole, sealed

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 
 from job.batches import Collator, EpochOrder, Ledger, to_dataset
 from job.dataset.render import IGNORED, RenderedRow
+from job.fast.attention import Documents
+from job.fast.model import FastModel
 from job.weights import Base
 from tests.job.stack import adapted, lengths, row, tiny_recipe
 
@@ -124,11 +126,42 @@ def test_a_first_token_is_never_counted_as_trained(packing: bool) -> None:
     assert collate(rows, packing=packing)["ledger"].trained == 5 + 4
 
 
-def test_the_ledger_leaves_the_tensors_alone() -> None:
+def test_what_is_told_beside_the_tensors_leaves_them_alone() -> None:
     batch = collate(of_lengths([5, 9]), packing=False)
-    assert {name for name, value in batch.items() if not torch.is_tensor(value)} == {"ledger"}
+    assert {name for name, value in batch.items() if not torch.is_tensor(value)} == {"ledger", "route"}
     assert batch["input_ids"].shape == batch["labels"].shape == (2, 9)
     assert batch["labels"][0, 5:].tolist() == [IGNORED] * 4  # padding is not trained
+
+
+@pytest.mark.parametrize("packing", [True, False])
+@given(found=lengths)
+@settings(deadline=None, max_examples=30)
+def test_the_route_predicts_every_trained_token_from_the_one_before_it(packing: bool, found: list[int]) -> None:
+    rows = of_lengths(found)
+    batch = collate(rows, packing=packing)
+    route, flat = batch["route"], batch["input_ids"].flatten()
+    assert sum(route.documents) == len(flat)
+    assert sorted(route.documents) == (sorted(found) if packing else [max(found)] * len(found))
+    starts = list(accumulate(route.documents, initial=0))
+    assert torch.equal(flat[route.positions + 1], route.targets)
+    assert len(route.targets) == sum(one.trained_tokens for one in rows)
+    ends = {start - 1 for start in starts[1:]}
+    assert not ends & set(route.positions.tolist())
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_the_fast_path_has_the_loss_of_the_modules_on_every_batch(base: Base, packing: bool) -> None:
+    model = adapted(tiny_recipe(), base).eval()
+    batch = collate(of_lengths([9, 7, 8, 20, 4]), packing=packing)
+    route, labels = batch["route"], batch["labels"]
+    inputs = {name: value for name, value in batch.items() if name not in ("ledger", "route", "labels")}
+    with torch.no_grad():
+        logits = model(**inputs).logits
+        expected = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+        documents = Documents.of(route.documents, labels.device)
+        fast = FastModel(model)
+        found = fast.loss(batch["input_ids"].flatten(), documents, route.positions, route.targets, len(route.targets))
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_no_label_crosses_from_one_packed_row_into_the_next() -> None:
@@ -151,7 +184,7 @@ def test_a_row_packed_between_others_is_computed_as_if_it_were_alone(base: Base,
     rows = of_lengths([9, 7, 8, 20, 4])
     dataset = to_dataset(rows, packing=True, max_length=24)
     inputs = Collator(pad_token_id=PAD, padding_free=True)(list(dataset))
-    [inputs.pop(name) for name in ("ledger", "labels")]
+    [inputs.pop(name) for name in ("ledger", "route", "labels")]
     order = [piece for example in dataset for piece in pieces(example)]
     assert len(order) == len(rows) > len(dataset) > 1
     blind = {"input_ids": inputs["input_ids"]}

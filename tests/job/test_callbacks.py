@@ -22,6 +22,7 @@ from job.callbacks import (
 from job.contract.errors import TrainingFailed
 from job.contract.metrics import Evaluated, MetricLine, Step
 from job.contract.recipe import EarlyStopping, Recipe
+from job.health import PATIENCE
 from job.notice import Notice
 from job.progress import Progress
 from job.train import Training
@@ -94,6 +95,7 @@ class Played:
         self.recipe: Recipe = tiny_recipe(training=how)
         self.progress = Progress()
         self.steps_per_epoch = 2
+        self.learning_rate = 0.002
         self.notice = Notice()
         self.happened: list[str] = []
         self.lines: list[MetricLine] = []
@@ -294,6 +296,81 @@ def test_a_step_that_is_no_number_ends_the_training_by_its_step_and_is_not_saved
     assert "learning_rate" in raised.value.hint
     assert played.saved == before
     assert played.progress.step == 1
+
+
+def explode(played: Played, *, most: int = 100) -> int:
+    """Steps of 9 nats until it stops; how many they were."""
+    for number in range(1, most + 1):
+        try:
+            played.step(loss=9.0)
+        except TrainingFailed:
+            return number
+    raise AssertionError(f"{most} steps of 9 nats, and it still trains")
+
+
+def test_an_exploding_loss_ends_the_training_and_says_what_to_do() -> None:
+    played = Played(interval=ALWAYS, epochs=1000)
+    played.run(30)
+    for _ in range(PATIENCE - 1):
+        played.step(loss=9.0)
+    with pytest.raises(TrainingFailed, match=r"step 50: the loss explodes: each .* 3.00 nats") as raised:
+        played.step(loss=9.0)
+    assert "learning_rate 0.001 instead of 0.002" in raised.value.hint
+    assert "the last good checkpoint is that of step 30" in raised.value.hint
+    assert played.progress.step == 49  # the step that raised is no part of the run
+
+
+def test_while_the_loss_explodes_no_checkpoint_pushes_the_good_ones_out() -> None:
+    played = Played(interval=ALWAYS, epochs=1000)
+    played.run(30)
+    before = list(played.saved)
+    assert before[-1][1].step == 30
+    assert explode(played) == PATIENCE
+    assert played.saved == before
+
+
+def test_a_spike_delays_a_checkpoint_until_the_loss_has_recovered() -> None:
+    played = Played(epochs=1000)
+    played.run(29)
+    played.step(loss=9.0)  # the last of its epoch
+    assert [progress.step for _, progress in played.saved][-1] == 28
+    played.step(loss=9.0)
+    assert [progress.step for _, progress in played.saved][-1] == 28
+    played.step(loss=1.0)
+    reason, progress = played.saved[-1]
+    assert (reason, progress.step, progress.closed_epochs) == ("epoch", 32, 16)
+
+
+def test_a_checkpoint_that_a_spike_delayed_does_not_wait_for_the_next_interval() -> None:
+    played = Played(epochs=1000)
+    played.steps_per_epoch = 30
+    played.run(29)
+    played.step(loss=9.0)
+    assert played.saved == []
+    played.step(loss=1.0)
+    assert [(reason, progress.step) for reason, progress in played.saved] == [("interval", 31)]
+
+
+def test_a_notice_and_the_runs_end_save_whatever_the_loss() -> None:
+    played = Played(epochs=1000)
+    played.run(30)
+    played.notice.give("SIGTERM")
+    played.step(loss=9.0)
+    assert (played.saved[-1][0], played.saved[-1][1].step) == ("notice", 31)
+    ended = Played(epochs=3)
+    ended.run(5)
+    ended.step(loss=9.0)
+    assert ended.progress.finished
+    assert ended.saved[-1] == ("epoch", ended.progress)
+
+
+def test_a_resumed_run_explodes_at_the_step_of_the_one_that_was_not_interrupted() -> None:
+    whole, resumed = Played(epochs=1000), Played(epochs=1000)
+    whole.run(30)
+    for _ in range(7):
+        whole.step(loss=9.0)
+    resumed.progress = whole.progress
+    assert explode(whole) == explode(resumed) == PATIENCE - 7
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])

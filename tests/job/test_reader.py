@@ -47,6 +47,12 @@ def assistant(content: Any) -> dict[str, Any]:
 ROW_HINT = 'write {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}'
 ROLES_HINT = "roles are system, user, assistant"
 SAY_HINT = "remove the row, or write what should be said"
+TURN_HINT = 'a turn is {"role": "user", "content": "..."}'
+CONTENT_HINT = "a content is one text"
+TOOLS_HINT = (
+    "tool calls are not trained: most chat templates drop them, and would train the stop token alone; "
+    "write the turn as text, or remove the row"
+)
 JSON_HINT = "one complete JSON object a line"
 
 BAD: dict[str, tuple[bytes, str, str]] = {
@@ -58,7 +64,7 @@ BAD: dict[str, tuple[bytes, str, str]] = {
         "not JSON: Expecting property name enclosed in double quotes at column 2",
         JSON_HINT,
     ),
-    "UTF-16": (json.dumps(GOOD).encode("utf-16"), "not UTF-8 at byte 1 of the line", "save the file as UTF-8"),
+    "UTF-16": (json.dumps(GOOD).encode("utf-16"), "UTF-16, not UTF-8", "save the file as UTF-8"),
     "latin-1": ('{"é": 1}'.encode("latin-1"), "not UTF-8 at byte 3 of the line", "save the file as UTF-8"),
     "lone surrogate": (
         turns(user("\ud83d"), assistant("a")),
@@ -80,22 +86,17 @@ BAD: dict[str, tuple[bytes, str, str]] = {
     "number": (b"1.5", "a number, not an object", 'write {"messages": [...]}'),
     "boolean": (b"true", "a boolean, not an object", 'write {"messages": [...]}'),
     "null": (b"null", "nothing, not an object", 'write {"messages": [...]}'),
-    "empty object": (b"{}", "neither messages nor prompt and completion (keys: none)", ROW_HINT),
-    "ShareGPT": (
-        line({"conversations": [{"from": "human", "value": "a"}], "id": 1}),
-        "neither messages nor prompt and completion (keys: conversations, id)",
-        ROW_HINT,
-    ),
+    "empty object": (b"{}", "neither messages nor prompt and completion nor conversations (keys: none)", ROW_HINT),
     "prompt alone": (
         line({"prompt": "a"}),
-        "neither messages nor prompt and completion (keys: prompt)",
+        "neither messages nor prompt and completion nor conversations (keys: prompt)",
         ROW_HINT,
     ),
-    "messages null": (line({"messages": None}), "messages is not a list of turns, or is empty", ""),
-    "messages an object": (line({"messages": {}}), "messages is not a list of turns, or is empty", ""),
-    "messages empty": (line({"messages": []}), "messages is not a list of turns, or is empty", ""),
-    "turn a text": (turns("hello"), "turn 1 is a text, not an object", ""),
-    "turn null": (turns(user("a"), None), "turn 2 is nothing, not an object", ""),
+    "messages null": (line({"messages": None}), "messages is not a list of turns, or is empty", ROW_HINT),
+    "messages an object": (line({"messages": {}}), "messages is not a list of turns, or is empty", ROW_HINT),
+    "messages empty": (line({"messages": []}), "messages is not a list of turns, or is empty", ROW_HINT),
+    "turn a text": (turns("hello"), "turn 1 is a text, not an object", TURN_HINT),
+    "turn null": (turns(user("a"), None), "turn 2 is nothing, not an object", TURN_HINT),
     "role missing": (turns(user("a"), {"content": "b"}), "turn 2 has no role", ROLES_HINT),
     "role bot": (turns(user("a"), {"role": "bot", "content": "b"}), 'turn 2 has the role "bot"', ROLES_HINT),
     "role Assistant": (
@@ -104,34 +105,42 @@ BAD: dict[str, tuple[bytes, str, str]] = {
         ROLES_HINT,
     ),
     "role model": (turns({"role": "model", "content": "b"}), 'turn 1 has the role "model"', ROLES_HINT),
-    "role tool": (turns({"role": "tool", "content": "b"}), 'turn 1 has the role "tool"', ROLES_HINT),
+    "role tool": (turns({"role": "tool", "content": "b"}), 'turn 1 has the role "tool"', TOOLS_HINT),
     "role a list": (turns({"role": ["user"], "content": "b"}), 'turn 1 has the role ["user"]', ROLES_HINT),
     "ShareGPT turn": (turns({"from": "human", "value": "a"}), "turn 1 has no role", ROLES_HINT),
-    "content missing": (turns({"role": "user"}), "turn 1 (user) has nothing as content, not a text", ""),
-    "content null": (turns(user("a"), assistant(None)), "turn 2 (assistant) has nothing as content, not a text", ""),
-    "content number": (turns(user(4)), "turn 1 (user) has a number as content, not a text", ""),
+    "content missing": (turns({"role": "user"}), "turn 1 (user) has nothing as content, not a text", CONTENT_HINT),
+    "content null": (
+        turns(user("a"), assistant(None)),
+        "turn 2 (assistant) has nothing as content, not a text",
+        CONTENT_HINT,
+    ),
+    "content number": (turns(user(4)), "turn 1 (user) has a number as content, not a text", CONTENT_HINT),
     "content list": (
         turns(user([{"type": "text", "text": "a"}])),
         "turn 1 (user) has a list as content, not a text",
-        "",
+        CONTENT_HINT,
     ),
-    "content object": (turns(user({})), "turn 1 (user) has an object as content, not a text", ""),
+    "content object": (turns(user({})), "turn 1 (user) has an object as content, not a text", CONTENT_HINT),
     "tool call": (
         turns(user("a"), {"role": "assistant", "content": None, "tool_calls": [{}]}),
-        "turn 2 (assistant) has nothing as content, not a text",
-        "",
+        "turn 2 has tool_calls",
+        TOOLS_HINT,
     ),
     "empty assistant": (turns(user("a"), assistant("")), "turn 2 (assistant) is empty", SAY_HINT),
     "blank user": (turns(user(" \n\t"), assistant("a")), "turn 1 (user) is empty", SAY_HINT),
     "no assistant": (
         turns({"role": "system", "content": "s"}, user("a")),
         "no assistant turn: nothing in it would be trained",
-        "",
+        "add the answer, or remove the row",
     ),
-    "prompt a number": (line({"prompt": 1, "completion": "b"}), "prompt has a number as content, not a text", ""),
+    "prompt a number": (
+        line({"prompt": 1, "completion": "b"}),
+        "prompt has a number as content, not a text",
+        CONTENT_HINT,
+    ),
     "completion empty": (line({"prompt": "a", "completion": " "}), "completion is empty", SAY_HINT),
-    "nested too deeply": (b"[" * 100_000, "nested too deeply", ""),
-    "endless number": (b'{"id": ' + b"1" * 5000 + b"}", "a number of thousands of digits", ""),
+    "nested too deeply": (b"[" * 100_000, "nested too deeply", "a row is " + ROW_HINT.removeprefix("write ")),
+    "endless number": (b'{"id": ' + b"1" * 5000 + b"}", "a number of thousands of digits", "write it as a text"),
 }  # fmt: skip
 
 
@@ -169,10 +178,24 @@ def test_a_message_can_be_printed_and_is_short_whatever_the_line_holds(tmp_path:
         assert len(str(caught.value).encode()) < 400
 
 
-def test_both_ways_to_write_a_row_are_the_same_row(tmp_path: Path) -> None:
+def test_all_ways_to_write_a_row_are_the_same_row(tmp_path: Path) -> None:
     expected = (Message("user", "2 + 2?"), Message("assistant", "4"))
     assert [row.messages for row in read(tmp_path, line({"prompt": "2 + 2?", "completion": "4"}))] == [expected]
     assert [row.messages for row in read(tmp_path, line(GOOD))] == [expected]
+    for speakers in [("human", "gpt"), ("user", "assistant")]:
+        said = [{"from": who, "value": text} for who, text in zip(speakers, ("2 + 2?", "4"), strict=True)]
+        assert [row.messages for row in read(tmp_path, line({"conversations": said, "id": 1}))] == [expected]
+    with_system = line({"system": "Be brief.", "conversations": said})
+    assert [row.messages for row in read(tmp_path, with_system)] == [(Message("system", "Be brief."), *expected)]
+
+
+def test_columns_that_are_null_are_not_there(tmp_path: Path) -> None:
+    """As a table with rows of several kinds is exported."""
+    nulls: dict[str, None] = dict.fromkeys(["prompt", "completion", "conversations", "tools"])
+    (row,) = read(tmp_path, line({**GOOD, **nulls}))
+    assert len(row.messages) == 2
+    (row,) = read(tmp_path, line({"prompt": "a", "completion": "b", "messages": None, "conversations": None}))
+    assert len(row.messages) == 2
 
 
 @pytest.mark.parametrize(
@@ -183,7 +206,7 @@ def test_both_ways_to_write_a_row_are_the_same_row(tmp_path: Path) -> None:
         line({**GOOD, "id": 7, "meta": {"x": None}}),
         json.dumps(GOOD, ensure_ascii=False).replace("2 + 2?", "二加二 🧮\u2028?").encode(),
         turns({**user("a"), "name": "Ann"}, assistant("b"), user("a last user turn")),
-        turns(user("a"), user("two in a row"), {"role": "system", "content": "late"}, assistant("b")),
+        turns({"role": "system", "content": "first"}, user("a"), user("two in a row"), assistant("b")),
         turns(user("<|im_end|><|im_start|>assistant"), assistant("b")),
     ],
 )
@@ -199,8 +222,9 @@ def test_texts_are_kept_to_the_letter(tmp_path: Path) -> None:
 
 
 TEXT = st.text(min_size=1).filter(lambda text: text.strip() != "" and not any("\ud800" <= c <= "\udfff" for c in text))
-TURN = st.fixed_dictionaries({"role": st.sampled_from(ROLES), "content": TEXT})
-MESSAGES = st.lists(TURN, min_size=1, max_size=4).map(lambda turns: [*turns, assistant("said")])
+TURN = st.fixed_dictionaries({"role": st.sampled_from(("user", "assistant")), "content": TEXT})
+SYSTEM = st.lists(st.fixed_dictionaries({"role": st.just("system"), "content": TEXT}), max_size=1)
+MESSAGES = st.tuples(SYSTEM, st.lists(TURN, max_size=4)).map(lambda parts: [*parts[0], *parts[1], assistant("said")])
 ENDS = st.sampled_from([b"\n", b"\r\n", b"\n\n", b"\n \t\n"])
 
 

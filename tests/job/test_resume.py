@@ -71,6 +71,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 KILLS: list[tuple[str, signal.Signals]] = [
     ("loading the model", KILL),
     ('"event": "step"', TERM),
+    ("rehearsal.finished", TERM),
     ("evaluation.started", TERM),
     ('"event": "step"', KILL),
     ("checkpoint.uploading", KILL),

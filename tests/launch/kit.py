@@ -7,9 +7,11 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +20,7 @@ from click.testing import CliRunner, Result
 from job.contract.errors import FtjobError
 from job.contract.records import RunRecord
 from job.storage import open_store
+from job.tiny import write_tiny_model
 from launch.begin import create_run, new_record
 from launch.cli import cli
 from launch.local import LocalBackend
@@ -61,6 +64,28 @@ def make_recipe(folder: Path, **changes: Any) -> Path:
     return path
 
 
+def shared_cache() -> Path:
+    """Of all tests."""
+    return Path(os.environ["FTJOB_CACHE"])
+
+
+@cache
+def small_model() -> dict[str, bytes]:
+    """The files of a base model: the tokenizer is real, the weights are four bytes."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_tiny_model(Path(folder))
+        files = {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+    return files | {"model.safetensors": b"1234"}
+
+
+def write_small_model(folder: Path, **files: bytes) -> Path:
+    """A folder with it, and with other files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, data in (small_model() | files).items():
+        (folder / name).write_bytes(data)
+    return folder
+
+
 class Desk:
     """A person's home, a recipe, and a job that stands in for the real one."""
 
@@ -80,7 +105,9 @@ class Desk:
         """A run that exists and was not submitted."""
         from job.contract.recipe import read_recipe
 
-        resolved = resolve(read_recipe(self.recipe), folder=self.recipe.parent, bucket=self.settings.bucket)
+        resolved = resolve(
+            read_recipe(self.recipe), folder=self.recipe.parent, bucket=self.settings.bucket, cache=shared_cache()
+        )
         record = new_record(resolved, run_id=run_id, now=datetime.now(UTC))
         create_run(self.home, self.store, record, backend="local")
         self.submitted.append(run_id)

@@ -67,7 +67,7 @@ BAD_INPUT: dict[str, tuple[Breaker, str]] = {
     "out of bounds": (recipe(lora={"rank": 0}), "lora.rank"),
     "no such recipe": (lambda _: ["launch", "/nowhere/recipe.json"], "/nowhere/recipe.json does not exist"),
     "no such dataset": (recipe(dataset={"train": "no.jsonl"}), "no.jsonl does not exist"),
-    "empty dataset": (rows(b""), "has no rows"),
+    "empty dataset": (rows(b""), "it has no rows"),
     "malformed line": (rows(b'{"prompt": "a", "completion": "b"}\n\n{"prompt"\n'), "rows.jsonl line 3"),
     "missing model": (recipe(base_model={"id": "./no-model"}), "./no-model"),
     "unwritable bucket": (unwritable, "cannot be written"),

@@ -14,15 +14,16 @@ from job.contract.layout import Key
 from job.contract.recipe import BaseModelRef, read_recipe
 from job.storage import open_store
 from launch.begin import new_record, new_run_id
-from launch.resolve import Resolved, check_same_recipe, check_unchanged, commit_of, dataset_uri, resolve
+from launch.datasets import dataset_uri
+from launch.resolve import Resolved, check_same_recipe, check_unchanged, commit_of, resolve
 from tests.hubserver import HubServer
-from tests.launch.kit import make_recipe
+from tests.launch.kit import make_recipe, shared_cache, small_model, write_small_model
 
 BUCKET = "s3://mine/ftjob"
 
 
 def resolved(path: Path) -> Resolved:
-    return resolve(read_recipe(path), folder=path.parent, bucket=BUCKET)
+    return resolve(read_recipe(path), folder=path.parent, bucket=BUCKET, cache=shared_cache())
 
 
 def test_relative_references_become_absolute_and_the_bucket_is_filled_in(tmp_path: Path) -> None:
@@ -41,12 +42,13 @@ def test_a_recipe_means_the_same_from_any_folder(tmp_path: Path, monkeypatch: py
     first = resolved(path)
     monkeypatch.chdir(tmp_path)
     recipe = read_recipe(Path("a/recipe.json"))
-    assert resolve(recipe, folder=Path("a"), bucket=BUCKET) == first
+    assert resolve(recipe, folder=Path("a"), bucket=BUCKET, cache=shared_cache()) == first
 
 
 def test_a_resolved_recipe_resolves_to_itself(tmp_path: Path) -> None:
     found = resolved(make_recipe(tmp_path / "a"))
-    assert resolve(found.recipe, folder=Path("/"), bucket="s3://other") == found
+    again = resolve(found.recipe, folder=Path("/"), bucket="s3://other", cache=shared_cache())
+    assert (again.recipe, again.train, again.model) == (found.recipe, found.train, found.model)
 
 
 def test_a_second_file_is_digested_too(tmp_path: Path) -> None:
@@ -62,7 +64,7 @@ def test_a_second_file_is_digested_too(tmp_path: Path) -> None:
 
 def test_held_out_rows_that_are_the_training_rows_are_refused(tmp_path: Path) -> None:
     path = make_recipe(tmp_path, dataset={"train": "rows.jsonl", "held_out": "./rows.jsonl"})
-    with pytest.raises(DatasetInvalid, match="the same rows"):
+    with pytest.raises(DatasetInvalid, match="all 4 rows are in"):
         resolved(path)
 
 
@@ -116,7 +118,8 @@ def test_a_dataset_in_s3_is_digested_and_a_missing_one_refused(tmp_path: Path, s
 # ---------------------------------------------------------------------------------------------------- base models
 
 
-MODEL = {"config.json": b"{}", "model.safetensors": b"1234", "tokenizer.json": b"{}"}
+MODEL = small_model()
+OTHER = MODEL | {"config.json": MODEL["config.json"] + b"\n"}
 
 
 def model_folder(folder: Path, *names: str) -> Path:
@@ -127,16 +130,17 @@ def model_folder(folder: Path, *names: str) -> Path:
 
 
 def test_a_local_model_becomes_an_absolute_path(tmp_path: Path) -> None:
-    model_folder(tmp_path / "model", "config.json", "model.safetensors")
+    write_small_model(tmp_path / "model")
     path = make_recipe(tmp_path / "recipes", base_model={"id": "../model"})
     assert resolved(path).recipe.base_model.id == str(tmp_path / "model")
 
 
 def test_a_file_uri_is_the_folder_it_names(tmp_path: Path) -> None:
-    folder = model_folder(tmp_path / "my model", "config.json", "model.safetensors")
+    folder = write_small_model(tmp_path / "my model")
     found = resolved(make_recipe(tmp_path / "recipes", base_model={"id": folder.as_uri()}))
     assert found.recipe.base_model.id == str(folder)
-    assert (found.base_model.files, found.base_model.bytes) == (("config.json", "model.safetensors"), 4)
+    assert found.base_model.files == tuple(sorted(MODEL))
+    assert found.base_model.bytes == sum(map(len, MODEL.values()))
 
 
 def test_the_built_in_model_is_left_alone(tmp_path: Path) -> None:
@@ -149,7 +153,7 @@ def test_a_model_on_the_hub_is_pinned_and_its_pin_is_in_the_digest(tmp_path: Pat
     first = resolved(path)
     assert first.recipe.base_model == BaseModelRef(id="org/model", revision=commit)
     assert first.base_model.bytes == sum(map(len, MODEL.values()))
-    hub.add("org/model", MODEL | {"config.json": b"[]"})
+    hub.add("org/model", OTHER)
     assert resolved(path).recipe.digest() != first.recipe.digest()
 
 
@@ -174,7 +178,8 @@ def test_a_model_in_a_bucket_is_listed_and_only_what_is_read_of_it_counts(tmp_pa
     assert found.recipe.base_model.id == f"{s3_uri}/model"
     assert found.base_model.files == tuple(sorted(MODEL))
     assert found.base_model.bytes == sum(map(len, MODEL.values()))
-    assert resolve(found.recipe, folder=Path("/"), bucket="s3://other") == found
+    again = resolve(found.recipe, folder=Path("/"), bucket="s3://other", cache=shared_cache())
+    assert (again.recipe, again.base_model) == (found.recipe, found.base_model)
 
 
 @pytest.mark.parametrize(
@@ -237,7 +242,7 @@ def test_a_branch_that_moved_on_is_told_from_another_recipe(tmp_path: Path, hub:
     path = make_recipe(tmp_path, base_model={"id": "org/model"})
     record = new_record(resolved(path), run_id="one", now=datetime.now(UTC))
     check_same_recipe(record, resolved(path).recipe, name="recipe.json")
-    new = hub.add("org/model", MODEL | {"config.json": b"[]"})
+    new = hub.add("org/model", OTHER)
     with pytest.raises(IdentityMismatch, match=f"now at commit {new}.*{old}: the branch has moved on") as caught:
         check_same_recipe(record, resolved(path).recipe, name="recipe.json")
     assert "leave the recipe out" in caught.value.hint

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import random
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +15,21 @@ from job.contract.recipe import BaseModelRef, Recipe
 from job.contract.records import DatasetDigest
 from job.contract.submission import Offer
 from job.storage import open_store
-from job.tiny import write_tiny_model
 from launch.bill import _launches, _poisson
-from launch.facts import find_facts
+from launch.facts import ModelFacts, look_at
 from launch.hub import Hub, Pinned
 from launch.quote import Facts, Quote, make_quote, refusal
 from launch.render_quote import duration, quote_lines
 from launch.speeds import LLAMA_8B, LLAMA_70B
 from launch.steps import Lengths
-from launch.tokens import Sample, take_sample
+from launch.tokens import measure, take_sample
 from tests.hubserver import HubServer
+from tests.launch.kit import small_model
 from tests.launch.test_quote_speeds import LLAMA_8B_CONFIG, recipe_of
 
 LENGTHS = Lengths((500,) * 100, (2000,) * 100, 10_000, 20_000_000, "sampled", 0.01, "sampled 100 of 10,000 rows")
 FACTS = Facts(LLAMA_8B, 16 * 10**9, LENGTHS)
 FACTS_70B = Facts(LLAMA_70B, 141 * 10**9, LENGTHS)
-SAMPLE = Sample((json.dumps({"prompt": "Hello", "completion": "World" * 40}).encode(),) * 4, 4, 1000)
 
 
 def offer(gpu: str = "H100", *, cloud: str = "nebius", spot: bool = False, usd: float | None = 2.0) -> Offer:
@@ -207,8 +205,12 @@ def test_the_imagined_launches_are_what_they_should_be() -> None:
 # -------------------------------------------------------------------------------------------------- what it rests on
 
 
+def model_from(hub: Hub, pinned: Pinned, folder: Path = Path("/nowhere")) -> ModelFacts:
+    return look_at(pinned, hub=hub, variables={"HF_HOME": "/nowhere"}, folder=folder)
+
+
 def facts_from(hub: Hub, pinned: Pinned) -> Facts:
-    return find_facts(pinned, SAMPLE, None, hub=hub, variables={"HF_HOME": "/nowhere"})
+    return model_from(hub, pinned).quoted(LENGTHS, None)
 
 
 def test_the_shape_comes_from_the_hub_with_the_commit_that_was_pinned(hub: HubServer) -> None:
@@ -222,8 +224,6 @@ def test_the_shape_comes_from_the_hub_with_the_commit_that_was_pinned(hub: HubSe
     assert facts.base_bytes == pinned.bytes
     assert {seen.path for seen in hub.asked_for("config.json")} == {f"/org/model/resolve/{commit}/config.json"}
     assert not hub.asked_for("model.safetensors")
-    assert isinstance(facts.train, Lengths)
-    assert facts.train.how == "estimated"
 
 
 @pytest.mark.parametrize("config", [b"{", b"[]", b"{}", b'{"model_type": "mixtral"}'])
@@ -257,30 +257,45 @@ def test_a_folder_in_a_bucket_tells_its_shape(s3_uri: str) -> None:
     assert facts_from(Hub(pauses=()), pinned).shape == LLAMA_8B
 
 
-@pytest.mark.slow
-def test_the_hubs_tokenizer_is_fetched_and_counted_with_and_one_that_is_here_is_not_fetched(
-    hub: HubServer, tmp_path: Path
-) -> None:
-    """Imports transformers twice, in processes of their own."""
-    write_tiny_model(tmp_path / "model")
-    commit = hub.add("org/model", tmp_path / "model")
+def test_the_hubs_tokenizer_is_fetched_once_and_one_that_is_here_is_not_fetched(hub: HubServer, tmp_path: Path) -> None:
+    files = small_model() | {"generation_config.json": b"{}"}
+    commit = hub.add("org/model", files)
     asking = Hub(hub.endpoint, pauses=())
     pinned = asking.pin(BaseModelRef(id="org/model"))
-    told = find_facts(Pinned(BaseModelRef(id="builtin:tiny")), SAMPLE, None, hub=asking, variables={}).train
-    fetched = find_facts(pinned, SAMPLE, None, hub=asking, variables={"HF_HOME": str(tmp_path)}).train
-    assert isinstance(fetched, Lengths)
-    assert isinstance(told, Lengths)
-    assert (fetched.how, fetched.tokens) == ("counted", told.tokens)
+    wanted = {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"}
+    for _ in range(2):
+        found = model_from(asking, pinned, tmp_path / "kept")
+        assert found.tokenizer is not None
+        assert {path.name: path.read_bytes() for path in Path(found.tokenizer).iterdir()} == {
+            name: files[name] for name in wanted
+        }
+        assert "<|im_end|>" in found.control_tokens
+    assert len(hub.asked_for("tokenizer.json")) == 1
     assert not hub.asked_for("model.safetensors")
-    asked = len(hub.asked_for("tokenizer.json"))
-    assert asked == 1
+    # Half of it in Hugging Face's own cache is not enough: stop tokens stand in the other half.
     snapshot = tmp_path / "hub" / "models--org--model" / "snapshots" / commit
     snapshot.mkdir(parents=True)
-    for name in ("tokenizer.json", "tokenizer_config.json", "config.json"):
-        shutil.copy(tmp_path / "model" / name, snapshot)
-    cached = find_facts(pinned, SAMPLE, None, hub=asking, variables={"HF_HOME": str(tmp_path)}).train
-    assert cached == fetched
-    assert len(hub.asked_for("tokenizer.json")) == asked
+    variables = {"HF_HOME": str(tmp_path)}
+    (snapshot / "tokenizer.json").write_bytes(files["tokenizer.json"])
+    look_at(pinned, hub=asking, variables=variables, folder=tmp_path / "again")
+    assert len(hub.asked_for("tokenizer.json")) == 2
+    for name in wanted:
+        (snapshot / name).write_bytes(files[name])
+    cached = look_at(pinned, hub=asking, variables=variables, folder=tmp_path / "never")
+    assert cached.tokenizer == str(snapshot)
+    assert len(hub.asked_for("tokenizer.json")) == 2
+    assert not (tmp_path / "never").exists()
+
+
+def test_a_hub_that_goes_away_in_between_leaves_no_half_a_tokenizer(hub: HubServer, tmp_path: Path) -> None:
+    hub.add("org/model", small_model())
+    pinned = Hub(hub.endpoint, pauses=()).pin(BaseModelRef(id="org/model"))
+    found = model_from(Hub("http://127.0.0.1:9", pauses=()), pinned, tmp_path / "kept")
+    assert found.tokenizer is None
+    assert "out of reach" in found.why
+    found = model_from(Hub(hub.endpoint, pauses=()), pinned, tmp_path / "kept")
+    assert found.tokenizer is not None
+    assert Path(found.tokenizer, "tokenizer.json").read_bytes() == small_model()["tokenizer.json"]
 
 
 def test_the_quickstart_is_counted_to_the_step() -> None:
@@ -289,7 +304,8 @@ def test_the_quickstart_is_counted_to_the_step() -> None:
     recipe: dict[str, Any] = json.loads((root / "quickstart.json").read_text())
     digest = DatasetDigest(uri="x", sha256="0" * 64, size=(root / "quickstart.jsonl").stat().st_size, rows=240)
     sample = take_sample(root / "quickstart.jsonl", digest)
-    facts = find_facts(Pinned(BaseModelRef(id="builtin:tiny")), sample, None, hub=Hub(), variables={})
+    lengths = measure(sample, base_model="builtin:tiny", why="")
+    facts = model_from(Hub(), Pinned(BaseModelRef(id="builtin:tiny"))).quoted(lengths, None)
     found = make_quote(Recipe.model_validate(recipe), facts, [None])
     assert found.work is not None
     assert (found.work.steps, found.work.tokens_per_epoch) == (45, 14_905)

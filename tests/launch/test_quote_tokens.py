@@ -16,6 +16,7 @@ from job.contract.recipe import Recipe
 from job.dataset.reader import LineNumber, fingerprint, read_rows
 from job.dataset.render import RenderedRow, split
 from job.tiny import write_tiny_model
+from job.tokenising import Rendering, render_rows
 from launch.steps import Lengths, pack, work_of
 from launch.tokens import Sample, estimate, measure, ratio_error, take_sample
 
@@ -64,8 +65,8 @@ def test_the_tokens_of_a_sample_are_scaled_by_bytes_and_say_how_sure_they_are(tm
     draw = random.Random(0)
     path = write_rows(tmp_path / "rows.jsonl", [draw.choice("xä€") * draw.randrange(1, 900) for _ in range(3000)])
     recipe = recipe_of(max_length=4096)
-    exact = work_of(recipe, measure(sample_of(path, most=3000), base_model="builtin:tiny", tokenizer=""), None)
-    sampled = measure(sample_of(path, most=300), base_model="builtin:tiny", tokenizer="")
+    exact = work_of(recipe, measure(sample_of(path, most=3000), base_model="builtin:tiny", why=""), None)
+    sampled = measure(sample_of(path, most=300), base_model="builtin:tiny", why="")
     assert sampled.how == "sampled"
     assert "sampled 300 of 3,000 rows" in sampled.basis
     guessed = work_of(recipe, sampled, None)
@@ -90,20 +91,12 @@ def test_an_error_of_a_ratio_is_what_is_seen_when_samples_are_drawn_again_and_ag
 
 
 def test_without_a_tokenizer_it_is_an_estimate_and_says_why() -> None:
-    lengths = measure(sample_of(QUICKSTART), base_model="org/model", tokenizer="transformers is not installed")
+    lengths = measure(sample_of(QUICKSTART), base_model="org/model", why="transformers is not installed")
     assert lengths.how == "estimated"
     assert lengths.spread >= 0.15
     assert "transformers is not installed" in lengths.basis
     rows = list(read_rows(QUICKSTART, name="q"))
     assert lengths.tokens == tuple(estimate(row) for row in rows)
-
-
-@pytest.mark.slow
-def test_a_tokenizer_that_cannot_be_used_is_no_reason_to_stop(tmp_path: Path) -> None:
-    (tmp_path / "tokenizer.json").write_text("{")
-    lengths = measure(sample_of(QUICKSTART, most=3), base_model="/models/x", tokenizer=tmp_path)
-    assert lengths.how == "estimated"
-    assert "the tokenizer could not be used" in lengths.basis
 
 
 def test_the_split_is_the_jobs() -> None:
@@ -146,18 +139,20 @@ def test_a_held_out_file_of_its_own_is_evaluated_whole() -> None:
 
 
 @pytest.mark.slow
-def test_tokens_sequences_and_steps_are_those_of_the_job(tmp_path: Path) -> None:
+def test_tokens_and_sequences_are_those_of_the_job(tmp_path: Path) -> None:
     """Loads the training stack: the job's own rendering and packing are asked."""
     from job.batches import to_dataset
 
     write_tiny_model(tmp_path)
-    counted = measure(sample_of(QUICKSTART), base_model=str(tmp_path), tokenizer=tmp_path)
-    assert counted.how == "counted"
-    assert counted.tokens == measure(sample_of(QUICKSTART), base_model="builtin:tiny", tokenizer="").tokens
-    rows = [RenderedRow(LineNumber(i), ids=(1,) * n, labels=(1,) * n) for i, n in enumerate(counted.tokens)]
-    rows = rows * 6  # more than TRL packs at once
-    packed = to_dataset(rows, packing=True, max_length=192)
-    assert sorted(map(len, packed["input_ids"])) == sorted(pack([len(row.ids) for row in rows], 192))
+    rendering = Rendering(tmp_path, max_length=10_000)
+    rows = list(render_rows(read_rows(QUICKSTART, name="q"), rendering, processes=1))
+    rendered = [row for row in rows if isinstance(row, RenderedRow)]
+    assert len(rendered) == len(rows)
+    tokens = [len(row.ids) for row in rendered]
+    assert tuple(tokens) == measure(sample_of(QUICKSTART), base_model="builtin:tiny", why="").tokens
+    rendered = rendered * 6  # more than TRL packs at once
+    packed = to_dataset(rendered, packing=True, max_length=192)
+    assert sorted(map(len, packed["input_ids"])) == sorted(pack(tokens * 6, 192))
 
 
 @pytest.mark.slow

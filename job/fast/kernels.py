@@ -1,0 +1,49 @@
+"""Which functions do what lies between the matrix multiplications: Triton's on a GPU, torch's elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from job.fast import pointwise
+from job.logs import get_logger
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """The functions of job/fast/pointwise.py, by name."""
+
+    rms_norm: Callable[..., Any]
+    rms_norm_gradient: Callable[..., Any]
+    normed: Callable[..., Any]
+    rotate: Callable[..., Any]
+    rotate_gradient: Callable[..., Any]
+    swiglu: Callable[..., Any]
+    swiglu_gradient: Callable[..., Any]
+    cross_entropy: Callable[..., Any]
+    to_fp8: Callable[..., Any]
+
+    @classmethod
+    def of(cls, module: ModuleType) -> Kernels:
+        return cls(**{name: getattr(module, name) for name in cls.__dataclass_fields__})
+
+
+def in_torch() -> Kernels:
+    """Without Triton."""
+    return Kernels.of(pointwise)
+
+
+def in_triton() -> Kernels:
+    """With Triton; without, and a warning, where it cannot compile (no compiler, another GPU): slower, and the same."""
+    try:
+        from job.fast import triton_pointwise
+
+        triton_pointwise.to_fp8(torch.ones(1, 64, dtype=torch.bfloat16, device="cuda"))
+    except Exception as error:  # whatever a compiler can run into: no reason to lose a paid machine
+        get_logger().warning("kernels.not_compiled", why=f"{type(error).__name__}: {error}"[:500])
+        return in_torch()
+    return Kernels.of(triton_pointwise)

@@ -1,0 +1,106 @@
+"""What lies between the matrix multiplications: the reference for job/fast/triton_pointwise.py, and what runs where
+Triton does not.
+
+Shapes: M tokens, K features; sums are in fp32 (or wider), values in the dtype of the activations. A function says which
+of its arguments it uses up: a kernel may write its result over them.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import torch
+from torch import Tensor
+
+FP8: Final = torch.float8_e4m3fn
+FP8_LARGEST: Final = 448.0
+"""Largest finite e4m3 (Micikevicius et al. 2022, arXiv:2209.05433)."""
+
+Small = tuple[Tensor, Tensor]
+"""A matrix in e4m3, (M, K), and what its rows are to be multiplied by, (M, 1) in fp32."""
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def rms_norm(x: Tensor, weight: Tensor, epsilon: float, *, quantise: bool) -> tuple[Tensor, Tensor, Small | None]:
+    """(x / rms(x) * weight, 1 / rms(x), the first in e4m3 if that is asked for); (M, K) -> (M, K), (M, 1).
+
+    Rounded where transformers' LlamaRMSNorm rounds.
+    """
+    wide = _wide(x)
+    scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + epsilon)
+    found = normed(x, weight, scale)
+    return found, scale, to_fp8(found) if quantise else None
+
+
+def rms_norm_gradient(
+    gradient: Tensor, x: Tensor, weight: Tensor, scale: Tensor, beside: Tensor, *, quantise: bool
+) -> tuple[Tensor, Small | None]:
+    """Gradient of x, of which `beside` is what comes by the residual; and in e4m3 if that is asked for. Uses up
+    `gradient`."""
+    unit = _wide(x) * scale
+    inner = _wide(gradient) * _wide(weight)
+    own = scale * (inner - unit * (inner * unit).mean(-1, keepdim=True))
+    found = (own + _wide(beside)).to(x.dtype)
+    return found, to_fp8(found) if quantise else None
+
+
+def normed(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+    """rms_norm again, from its scale."""
+    return weight * (_wide(x) * scale).to(x.dtype)
+
+
+def rotate(states: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
+    """Rotary position embedding of the first `heads` heads; (M, all heads, D), cos and sin (M, D/2) in fp32 or wider.
+
+    The rest, the values, stays. Source: Su et al. 2021, arXiv:2104.09864, halves paired as in Llama. A negative sin
+    is the inverse, and the gradient. Uses up `states`.
+    """
+    turned = _wide(states[:, :heads])
+    half = turned.shape[-1] // 2
+    first, second = turned[..., :half], turned[..., half:]
+    c, s = cos.unsqueeze(1), sin.unsqueeze(1)
+    rotated = torch.cat((first * c - second * s, second * c + first * s), dim=-1).to(states.dtype)
+    return torch.cat((rotated, states[:, heads:]), dim=1)
+
+
+def rotate_gradient(query: Tensor, key: Tensor, value: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Gradients of the three, turned back and beside one another: (M, all heads, D)."""
+    states = torch.cat((query, key, value), dim=1)
+    return rotate(states, cos, -sin, query.shape[1] + key.shape[1])
+
+
+def swiglu(gate_up: Tensor, *, quantise: bool) -> tuple[Tensor, Small | None]:
+    """silu(gate) * up; (M, 2F) -> (M, F); and in e4m3, if that is asked for."""
+    gate, up = _wide(gate_up).chunk(2, dim=-1)
+    act = (gate * torch.sigmoid(gate) * up).to(gate_up.dtype)
+    return act, to_fp8(act) if quantise else None
+
+
+def swiglu_gradient(gradient: Tensor, gate_up: Tensor, *, quantise: bool) -> tuple[Tensor, Tensor, Small | None]:
+    """(gradient of gate_up, swiglu(gate_up) again, the gradient in e4m3 if that is asked for). Uses up both."""
+    gate, up = _wide(gate_up).chunk(2, dim=-1)
+    wide = _wide(gradient)
+    sigmoid = torch.sigmoid(gate)
+    silu = gate * sigmoid
+    of_gate = wide * up * sigmoid * (1 + gate * (1 - sigmoid))
+    found = torch.cat((of_gate, wide * silu), dim=-1).to(gate_up.dtype)
+    return found, (silu * up).to(gate_up.dtype), to_fp8(found) if quantise else None
+
+
+def cross_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """(summed loss in nats, gradient of the logits); (P, V), (P,) -> (), (P, V). Uses up `logits`."""
+    wide = _wide(logits)
+    log_sum = torch.logsumexp(wide, dim=-1, keepdim=True)
+    loss = (log_sum.squeeze(-1) - wide.gather(-1, targets.unsqueeze(-1)).squeeze(-1)).sum()
+    hit = torch.arange(logits.shape[-1], device=logits.device).unsqueeze(0) == targets.unsqueeze(-1)
+    return loss, (torch.exp(wide - log_sum) - hit.to(wide.dtype)).to(logits.dtype)
+
+
+def to_fp8(x: Tensor) -> Small:
+    """x in e4m3, a scale for each row; (M, K)."""
+    wide = x.float()
+    scale = wide.abs().amax(-1, keepdim=True).clamp(min=1e-12) / FP8_LARGEST
+    return (wide / scale).to(FP8), scale

@@ -1,0 +1,271 @@
+"""Promise: the fast path computes what the modules compute: loss and every gradient, in float64."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor
+from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
+
+from job.fast import pointwise
+from job.fast.attention import Documents, attend
+from job.fast.layer import Keep
+from job.fast.linear import Group
+from job.fast.model import FastModel, why_not
+
+VOCABULARY = 97
+SMALL: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+}
+COUNT = 7.0
+"""What losses are divided by: not the number of this batch's tokens, which are a part of a step."""
+CLOSE = 2e-6
+"""transformers normalises in fp32 whatever the weights are in."""
+
+
+def made(config: Any, **lora: Any) -> Any:
+    """A model in float64 with an adapter that does something."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).double().requires_grad_(False)
+    settings: dict[str, Any] = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
+    adapted = get_peft_model(model, LoraConfig(**(settings | lora)))
+    for name, parameter in adapted.named_parameters():
+        if parameter.requires_grad or "norm" in name or "bias" in name:
+            parameter.data = (parameter.data + 0.1 * torch.randn(parameter.shape)).double()
+    return adapted
+
+
+def a_batch(lengths: list[int]) -> tuple[Tensor, Documents, Tensor, Tensor]:
+    """Tokens, and every third of them untrained."""
+    torch.manual_seed(1)
+    tokens = torch.randint(0, VOCABULARY, (sum(lengths),))
+    last = set(torch.tensor(lengths).cumsum(0).sub(1).tolist())
+    positions = torch.tensor([at for at in range(len(tokens)) if at % 3 and at not in last])
+    return tokens, Documents.of(lengths, tokens.device), positions, tokens[positions + 1]
+
+
+def by_modules(model: Any, tokens: Tensor, documents: Documents, positions: Tensor, targets: Tensor) -> Tensor:
+    """The same loss, each document alone through transformers' and PEFT's own modules."""
+    total, start = torch.zeros((), dtype=torch.float64), 0
+    for length in documents.lengths:
+        logits = model(input_ids=tokens[start : start + length][None]).logits[0].double()
+        inside = (positions >= start) & (positions < start + length)
+        log = torch.log_softmax(logits[positions[inside] - start], dim=-1)
+        total = total - log.gather(1, targets[inside][:, None]).sum()
+        start += length
+    return total / COUNT
+
+
+def gradients(model: Any, loss: Tensor) -> dict[str, Tensor]:
+    model.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    return {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad}
+
+
+def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert (found[name] - tensor).abs().max() <= CLOSE * tensor.abs().max(), name
+        assert tensor.abs().max() > 0, name
+
+
+MODELS = {
+    "Llama": lambda: made(LlamaConfig(**SMALL)),
+    "Mistral": lambda: made(MistralConfig(**SMALL, sliding_window=None)),
+    "Qwen 2, with biases": lambda: made(Qwen2Config(**SMALL)),
+    "q and v only": lambda: made(LlamaConfig(**SMALL), target_modules=["q_proj", "v_proj"]),
+    "k and down only": lambda: made(LlamaConfig(**SMALL), target_modules=["k_proj", "down_proj"]),
+    "ranks that differ": lambda: made(LlamaConfig(**SMALL), rank_pattern={"k_proj": 2, "up_proj": 6}),
+}
+
+
+@pytest.mark.parametrize("lengths", [[5, 9, 3], [8, 8], [20]], ids=str)
+@pytest.mark.parametrize("name", MODELS)
+def test_loss_and_gradients_are_the_modules(name: str, lengths: list[int]) -> None:
+    model, batch = MODELS[name](), a_batch(lengths)
+    assert why_not(model, dropout=0, dora=False, longest=20) is None
+    expected = by_modules(model, *batch)
+    found = FastModel(model).loss(*batch, COUNT)
+    assert found.item() == pytest.approx(expected.item(), rel=CLOSE)
+    assert_same(gradients(model, found), gradients(model, expected))
+
+
+@pytest.mark.parametrize("keep", ["no gate and up", "input"])
+def test_what_is_kept_changes_no_bit(keep: Keep) -> None:
+    model, batch = MODELS["Llama"](), a_batch([5, 9, 3])
+    whole = gradients(model, FastModel(model).loss(*batch, COUNT))
+    mixed: list[Keep] = ["all", keep, keep]
+    again = gradients(model, FastModel(model, keep=mixed).loss(*batch, COUNT))
+    assert all(torch.equal(again[name], tensor) for name, tensor in whole.items())
+
+
+def test_weights_that_are_held_dequantised_change_no_bit() -> None:
+    model, batch = MODELS["Llama"](), a_batch([8, 8])
+    fast = FastModel(model)
+    before = gradients(model, fast.loss(*batch, COUNT))
+    fast.keep_dequantised()
+    after = gradients(model, fast.loss(*batch, COUNT))
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
+def test_documents_do_not_see_each_other() -> None:
+    model, (tokens, documents, positions, targets) = MODELS["Llama"](), a_batch([6, 7])
+    second = positions >= 6
+    fast = FastModel(model)
+    before = fast.loss(tokens, documents, positions[second], targets[second], COUNT)
+    changed = torch.cat(((tokens[:6] + 1) % VOCABULARY, tokens[6:]))
+    after = fast.loss(changed, documents, positions[second], targets[second], COUNT)
+    assert torch.equal(before, after)
+    assert not torch.equal(
+        before, fast.loss(changed, Documents.of([13], tokens.device), positions[second], targets[second], COUNT)
+    )
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_an_optimizer_step_reaches_the_copies_that_multiply(fused: bool) -> None:
+    model, batch = MODELS["Llama"](), a_batch([8, 8])
+    fast = FastModel(model)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.05, fused=fused)
+    for _ in range(3):
+        loss = fast.loss(*batch, COUNT)
+        assert loss.item() == pytest.approx(by_modules(model, *batch).item(), rel=CLOSE)
+        gradients_ = gradients(model, loss)
+        assert gradients_
+        optimizer.step()
+
+
+def test_an_adapter_that_is_put_back_reaches_the_copies_that_multiply() -> None:
+    model, batch = MODELS["Llama"](), a_batch([8, 8])
+    fast = FastModel(model)
+    fast.loss(*batch, COUNT)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.copy_(parameter * 1.5)
+    assert fast.loss(*batch, COUNT).item() == pytest.approx(by_modules(model, *batch).item(), rel=CLOSE)
+
+
+def test_without_gradients_nothing_is_kept() -> None:
+    model, batch = MODELS["Llama"](), a_batch([8, 8])
+    with torch.no_grad():
+        loss = FastModel(model).loss(*batch, COUNT)
+    assert loss.grad_fn is None
+    assert loss.item() == pytest.approx(by_modules(model, *batch).item(), rel=CLOSE)
+
+
+def test_what_it_cannot_compute_is_named() -> None:
+    llama = MODELS["Llama"]()
+    assert why_not(llama, dropout=0.05, dora=False, longest=20) == "dropout"
+    assert why_not(llama, dropout=0, dora=True, longest=20) == "DoRA"
+    assert "another layer" in (why_not(made(Qwen3Config(**SMALL)), dropout=0, dora=False, longest=20) or "")
+    window = made(MistralConfig(**SMALL, sliding_window=10))
+    assert why_not(window, dropout=0, dora=False, longest=10) is None
+    assert "10 tokens" in (why_not(window, dropout=0, dora=False, longest=11) or "")
+    gelu = made(LlamaConfig(**SMALL, hidden_act="gelu"))
+    assert "gelu" in (why_not(gelu, dropout=0, dora=False, longest=20) or "")
+    head = made(LlamaConfig(**SMALL), target_modules=["q_proj", "lm_head"])
+    assert "lm_head" in (why_not(head, dropout=0, dora=False, longest=20) or "")
+
+
+def test_attention_is_causal_within_a_document() -> None:
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(9, heads, 8, dtype=torch.float64) for heads in (4, 2, 2))
+    documents = Documents.of([4, 5], q.device)
+    before = attend(q, k, v, documents)
+    for at in range(9):
+        changed = v.clone()
+        changed[at] += 1
+        differs = (attend(q, k, changed, documents) != before).flatten(1).any(1)
+        assert differs.tolist() == [at <= token < (4 if at < 4 else 9) for token in range(9)]
+
+
+class TestPointwise:
+    """Each gradient against autograd's."""
+
+    def test_rms_norm(self) -> None:
+        torch.manual_seed(0)
+        x, weight = torch.randn(5, 16, dtype=torch.float64, requires_grad=True), torch.randn(16, dtype=torch.float64)
+        found, scale, _ = pointwise.rms_norm(x, weight, 1e-6, quantise=False)
+        expected = torch.nn.functional.rms_norm(x, (16,), weight, 1e-6)
+        assert torch.allclose(found, expected)
+        gradient, beside = torch.randn(2, 5, 16, dtype=torch.float64)
+        [autograd] = torch.autograd.grad(expected, x, gradient)
+        ours, _ = pointwise.rms_norm_gradient(gradient, x.detach(), weight, scale.detach(), beside, quantise=False)
+        assert torch.allclose(ours, autograd + beside)
+        assert torch.equal(pointwise.normed(x, weight, scale), found)
+
+    def test_swiglu(self) -> None:
+        torch.manual_seed(0)
+        gate_up = torch.randn(5, 24, dtype=torch.float64, requires_grad=True)
+        found, _ = pointwise.swiglu(gate_up, quantise=False)
+        gradient = torch.randn(5, 12, dtype=torch.float64)
+        [autograd] = torch.autograd.grad(found, gate_up, gradient)
+        ours, act, _ = pointwise.swiglu_gradient(gradient, gate_up.detach(), quantise=False)
+        assert torch.allclose(ours, autograd)
+        assert torch.equal(act, found)
+
+    def test_rotation_turns_back(self) -> None:
+        torch.manual_seed(0)
+        states = torch.randn(5, 4, 8, dtype=torch.float64)
+        angle = torch.randn(5, 4, dtype=torch.float64)
+        turned = pointwise.rotate(states.clone(), angle.cos(), angle.sin(), 3)
+        assert torch.equal(turned[:, 3], states[:, 3])
+        assert not torch.allclose(turned[:, :3], states[:, :3])
+        back = pointwise.rotate_gradient(turned[:, :2], turned[:, 2:3], turned[:, 3:], angle.cos(), angle.sin())
+        assert torch.allclose(back, states)
+
+    def test_cross_entropy(self) -> None:
+        torch.manual_seed(0)
+        logits = torch.randn(5, 11, dtype=torch.float64, requires_grad=True)
+        targets = torch.randint(0, 11, (5,))
+        expected = torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
+        loss, gradient = pointwise.cross_entropy(logits.detach(), targets)
+        assert loss.item() == pytest.approx(expected.item())
+        assert torch.allclose(gradient, torch.autograd.grad(expected, logits)[0])
+
+    def test_a_row_in_e4m3_is_within_half_a_step_of_itself(self) -> None:
+        torch.manual_seed(0)
+        x = torch.randn(7, 64) * torch.logspace(-6, 6, 7)[:, None]
+        small, scale = pointwise.to_fp8(x)
+        error = (small.float() * scale - x).abs()
+        # 3 bits of mantissa: 2^-4 of the value; below the smallest normal, 2^-6, steps are 2^-9 of the scale.
+        assert (error <= torch.maximum(x.abs() * 2**-4, scale * 2**-10) * 1.001).all()
+
+
+def test_fp8_is_near_in_every_gradient() -> None:
+    """What e4m3 costs, on a model of three layers with random weights: the worst case, since nothing is learnt."""
+    config = LlamaConfig(**(SMALL | {"hidden_size": 64, "intermediate_size": 128}))
+    model = made(config)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.bfloat16() if not parameter.requires_grad else parameter.data.float()
+    batch = a_batch([16, 16])
+    fast = FastModel(model)
+    exact = gradients(model, fast.loss(*batch, COUNT))
+    fast.use_fp8()
+    rough = gradients(model, fast.loss(*batch, COUNT))
+    for name, tensor in exact.items():
+        cosine = torch.nn.functional.cosine_similarity(rough[name].flatten(), tensor.flatten(), dim=0)
+        assert 0.95 < cosine < 1, name
+
+
+def test_a_group_without_an_adapter_has_no_parameters() -> None:
+    torch.manual_seed(0)
+    linears = [torch.nn.Linear(8, 6).double(), torch.nn.Linear(8, 4).double()]
+    group = Group(linears)
+    x = torch.randn(3, 8, dtype=torch.float64)
+    y, inner = group.forward(x)
+    assert inner is None
+    assert group.copies(torch.float64) == []
+    assert group.parameters == []
+    assert torch.allclose(y, torch.cat([linear(x) for linear in linears], dim=1))
+    dx, _ = group.input_gradient(y)
+    assert torch.allclose(dx, y @ torch.cat([linear.weight for linear in linears]))

@@ -1,0 +1,55 @@
+"""Promise: as much is kept for the backward pass as memory allows, and never more."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from job.contract.errors import ModelInvalid
+from job.speed import Shape, speed_up, what_to_keep
+from job.weights import Base
+from tests.job.stack import adapted, tiny_recipe
+
+LLAMA_70B = Shape(
+    layers=80, hidden=8192, heads=10240, feed_forward=28672, rank=112, weights=8192 * 18432 + 3 * 8192 * 28672
+)
+GIB = 2**30
+
+
+@given(tokens=st.integers(1, 20_000), room=st.integers(-GIB, 200 * GIB))
+def test_what_is_kept_fits_and_one_layer_more_would_not(tokens: int, room: int) -> None:
+    keeps = what_to_keep(LLAMA_70B, tokens, room)
+    assert len(keeps) == LLAMA_70B.layers
+    used = sum(LLAMA_70B.kept(keep) for keep in keeps) * tokens
+    least = LLAMA_70B.kept("input") * LLAMA_70B.layers * tokens
+    assert used <= max(room, least)
+    richer = {"input": "no gate and up", "no gate and up": "all"}
+    for keep in set(keeps) - {"all"}:
+        more = used + (LLAMA_70B.kept(richer[keep]) - LLAMA_70B.kept(keep)) * tokens  # type: ignore[arg-type]
+        assert more > room
+
+
+@pytest.mark.parametrize(
+    ("keep", "tokens", "gib"),
+    [("all", 2048, 29.3), ("no gate and up", 6144, 33.4), ("input", 6144, 8.9)],
+)
+def test_the_bytes_are_those_that_were_measured(keep: Any, tokens: int, gib: float) -> None:
+    """Differences of torch.cuda.max_memory_allocated between batches of 2048 and of more tokens: 70B on one H200,
+    2026-11-23."""
+    passing = 2 * (4 * LLAMA_70B.feed_forward + 6 * LLAMA_70B.hidden)
+    assert (LLAMA_70B.kept(keep) * LLAMA_70B.layers + passing) * tokens / GIB == pytest.approx(gib, rel=0.06)
+
+
+def test_without_a_gpu_everything_goes_through_the_modules(base: Base) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    recipe = tiny_recipe()
+    assert speed_up(recipe, adapted(recipe, base), tokens=64, longest=64) is None
+    fp8 = tiny_recipe(training={"precision": "fp8"})
+    with pytest.raises(ModelInvalid, match="no GPU") as refused:
+        speed_up(fp8, adapted(fp8, base), tokens=64, longest=64)
+    assert "bf16" in refused.value.hint
