@@ -137,11 +137,13 @@ def _shape_of(fast: FastModel) -> Shape:
 
 def _room(recipe: Recipe, model: Any, shape: Shape, tokens: int) -> int:
     """Bytes that layers may keep: what is free, less the adapter's gradients and states, less what passes."""
-    free: int = torch.cuda.mem_get_info()[0]
-    held = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+    free, total = torch.cuda.mem_get_info()
+    reserved = torch.cuda.memory_reserved()
+    allowed = torch.cuda.get_per_process_memory_fraction() * total - reserved
+    held = reserved - torch.cuda.memory_allocated()
     adapter: int = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     states = adapter * (4 + STATE_BYTES[recipe.training.optimizer])
-    room: float = USABLE * (free + held)
+    room: float = USABLE * (min(free, allowed) + held)
     return int(room) - states - shape.passing(tokens)
 
 
