@@ -42,8 +42,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
-from launch.shape import TINY_SHAPE, Shape
-from launch.speeds import LLAMA_8B, LLAMA_70B
+from launch.shape import LLAMA_8B, LLAMA_70B, TINY_SHAPE, Shape
 
 # Nothing that Unsloth patches may be imported before it: torch, transformers, PEFT and TRL are imported where used.
 
@@ -146,15 +145,20 @@ class Peer:
     needs_gpu: bool = True
 
 
-def random_model(shape: Shape) -> Any:
+def random_model(shape: Shape, dtype: Any = None) -> Any:
     """A Llama-like model with random weights, as transformers loads one with bitsandbytes: on the GPU where there is
-    one, and without any weights in a file. bench/steps.py has the same for the job's own loading."""
+    one, and without any weights in a file. bench/steps.py has the same for the job's own loading.
+
+    Args:
+        dtype: of the weights before they are quantised, and of what is computed; bf16 on a GPU, else fp32.
+    """
     import torch
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
     from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 
     cuda = torch.cuda.is_available()
-    compute, device = (torch.bfloat16, torch.device("cuda", 0)) if cuda else (torch.float32, torch.device("cpu"))
+    device = torch.device("cuda", 0) if cuda else torch.device("cpu")
+    compute = dtype or (torch.bfloat16 if cuda else torch.float32)
     quantisation = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -166,7 +170,7 @@ def random_model(shape: Shape) -> Any:
         model: Any = AutoModelForCausalLM.from_config(model_config(shape), dtype=compute)
     quantiser.preprocess_model(model, dtype=compute, device_map={"": device})
     for module in model.modules():
-        _fill(module, device)
+        _fill(module, compute, device)
     with device:  # its frequencies are no weights: they are computed when it is made
         model.model.rotary_emb = type(model.model.rotary_emb)(config=model.config)
     model.hf_quantizer = quantiser
@@ -177,16 +181,20 @@ def random_model(shape: Shape) -> Any:
     return model
 
 
-def _fill(module: Any, device: Any) -> None:
-    """Ones in norms, and elsewhere what keeps the variance."""
+def _fill(module: Any, dtype: Any, device: Any) -> None:
+    """Ones in norms, and elsewhere what keeps the variance.
+
+    In the checkpoint's dtype, whatever the empty ones have: bitsandbytes gives weights back in the dtype that it
+    quantised, and Axolotl's kernels multiply them by activations as they are.
+    """
     import torch
     from torch import nn
 
     for name, empty in list(module.named_parameters(recurse=False)):
         if empty.ndim == 1:
-            value = torch.ones(empty.shape, dtype=empty.dtype, device=device)
+            value = torch.ones(empty.shape, dtype=dtype, device=device)
         else:
-            value = torch.randn(empty.shape, dtype=empty.dtype, device=device) * empty.shape[-1] ** -0.5
+            value = torch.randn(empty.shape, dtype=dtype, device=device) * empty.shape[-1] ** -0.5
         if type(empty) is nn.Parameter:
             setattr(module, name, nn.Parameter(value, requires_grad=False))
         else:  # bitsandbytes' own, which quantises what is moved

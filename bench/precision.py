@@ -44,8 +44,7 @@ from job.notice import Notice
 from job.speed import speed_up
 from job.train import Rows, Training
 from job.weights import locate
-from launch.shape import Shape
-from launch.speeds import LLAMA_8B
+from launch.shape import LLAMA_8B, Shape
 
 LAYERS: Final = 4
 REPEATED: Final = 30

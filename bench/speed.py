@@ -27,8 +27,7 @@ from typing import Any, Final
 import torch
 
 from job.model import hardware
-from launch.shape import TINY_SHAPE, Shape
-from launch.speeds import LLAMA_8B, LLAMA_70B
+from launch.shape import LLAMA_8B, LLAMA_70B, TINY_SHAPE, Shape
 
 SHAPES: Final = {"tiny": TINY_SHAPE, "8B": LLAMA_8B, "70B": LLAMA_70B}
 HERE: Final = Path(__file__).parent

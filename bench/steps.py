@@ -3,11 +3,12 @@
     python bench/steps.py [--settings 8B] [--steps 6] [--json]      needs an NVIDIA GPU
     python bench/steps.py --smoke                                   the tiny shape, on any machine, in seconds
 
-A setting is a shape, a micro-batch, and whether rows are packed. For each one the model is built with random weights
-on the GPU, since 70B of them fit on few disks: transformers' own quantiser puts bitsandbytes' layers in place and
-bitsandbytes quantises them, as job/model.py has them do. All else is the job: `job.train.Training`, steered and
-metered, every token trained, whole steps from one log line to the next. The prediction is the quote's, for the
-micro-batches as they were.
+A setting is a shape, a micro-batch, whether rows are packed, and what the recipe changes; the job takes the path that
+it would take, and the quote is asked for the same. "plain" ones go through the modules, as other models do. For each
+one the model is built with random weights on the GPU, since 70B of them fit on few disks: transformers' own quantiser
+puts bitsandbytes' layers in place and bitsandbytes quantises them, as job/model.py has them do. All else is the job:
+`job.train.Training`, steered and metered, every token trained, whole steps from one log line to the next. The
+prediction is the quote's, for the micro-batches as they were.
 
 Columns: tokens a second (median step); seconds of an evaluated micro-batch; GiB as torch.cuda.max_memory_allocated sees
 them; GiB of the card that are taken. A ratio is measured over predicted.
@@ -42,12 +43,15 @@ from job.dataset.render import RenderedRow
 from job.logs import configure
 from job.model import _keep_weights_as_quantised, _lora_config, hardware, load_tokenizer
 from job.notice import Notice
+from job.speed import speed_up
 from job.train import Rows, Training
 from job.weights import locate
 from launch.cards import Card, card_of
-from launch.memory import full_batch, memory_of, peak_gib
-from launch.shape import TINY_SHAPE, Shape
-from launch.speeds import LLAMA_8B, LLAMA_70B, batch_of, pace, pace_on_cpu
+from launch.fast_path import kept_by, why_plain
+from launch.memory import fast_terms, memory_of, peak_gib
+from launch.roofline import batch_of, full_batch
+from launch.shape import LLAMA_8B, LLAMA_70B, TINY_SHAPE, Shape
+from launch.speeds import pace, pace_on_cpu
 
 SHAPES: Final = {"tiny": TINY_SHAPE, "8B": LLAMA_8B, "70B": LLAMA_70B}
 ROWS_PACKED: Final = 5
@@ -69,6 +73,8 @@ class Setting:
     Args:
         shape: a name of SHAPES.
         lora: keys of the recipe's section that differ from its defaults.
+        plain: through the modules, although the job would go the fast path.
+        gib: memory that the job may use; None for all of the card's.
     """
 
     shape: str
@@ -78,11 +84,17 @@ class Setting:
     max_length: int = 2048
     lora: tuple[tuple[str, float], ...] = ()
     optimizer: str = "adamw"
+    precision: str = "bf16"
+    plain: bool = False
+    gib: float | None = None
 
     @property
     def name(self) -> str:
         said = f"{self.shape} {self.batch_size}x{self.gradient_accumulation}{' packed' if self.packing else ''}"
         own = [f"{key} {value:g}" for key, value in self.lora] + ([self.optimizer] if self.optimizer != "adamw" else [])
+        own += [self.precision] if self.precision != "bf16" else []
+        own += ["plain"] if self.plain else []
+        own += [f"within {self.gib:g} GiB"] if self.gib else []
         return ", ".join([said, *own])
 
     def recipe(self) -> Recipe:
@@ -99,14 +111,20 @@ class Setting:
                     "max_length": self.max_length,
                     "packing": self.packing,
                     "optimizer": self.optimizer,
+                    "precision": self.precision,
                 },
             }
         )
 
 
 SETTINGS: Final = (
-    *(Setting("8B", size, 8 // size, packing) for packing in (False, True) for size in (1, 2, 8)),
-    *(Setting("70B", size, 8 // size, packing) for packing in (False, True) for size in (1, 2)),
+    *(Setting("8B", 8, 1, packing, precision=p) for p in ("bf16", "fp8") for packing in (False, True)),
+    *(Setting("8B", size, 8 // size, False) for size in (1, 2)),
+    *(Setting("70B", 2, 2, False, precision=p) for p in ("bf16", "fp8")),
+    *(Setting("70B", 1, 4, False, precision=p, gib=79) for p in ("bf16", "fp8")),
+    Setting("70B", 1, 4, False, gib=47),
+    *(Setting("8B", size, 8 // size, packing, plain=True) for packing in (False, True) for size in (1, 2, 8)),
+    *(Setting("70B", size, 8 // size, packing, plain=True) for packing in (False, True) for size in (1, 2)),
     Setting("8B", 2, 4, False, lora=(("dora", True),)),
     Setting("8B", 2, 4, False, lora=(("dora", True), ("dropout", 0.05))),
     Setting("8B", 2, 4, False, optimizer="paged_adamw_8bit"),
@@ -220,8 +238,17 @@ def timed(setting: Setting, *, steps: int, warm_up: int) -> Timed:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         tokenizer = load_tokenizer(locate(BaseModelRef(id=TINY_MODEL), folder))
+        if torch.cuda.is_available():
+            total = torch.cuda.get_device_properties(0).total_memory
+            torch.cuda.set_per_process_memory_fraction(setting.gib * 2**30 / total if setting.gib else 1.0)
         training = Training(
-            recipe, build(shape, recipe), tokenizer, Rows(rows, held_out), workdir=folder, notice=Notice()
+            recipe,
+            build(shape, recipe),
+            tokenizer,
+            Rows(rows, held_out),
+            workdir=folder,
+            notice=Notice(),
+            accelerate=_through_the_modules if setting.plain else speed_up,
         )
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -240,10 +267,18 @@ def timed(setting: Setting, *, steps: int, warm_up: int) -> Timed:
         raise AssertionError(f"{setting.name}: {len(taken)} steps, and not {warm_up + steps}")
     counted = taken[warm_up:]
     mean = statistics.fmean(step.tokens for step in counted) / how.gradient_accumulation
-    batch = batch_of(1, mean, packing=True) if how.packing else batch_of(how.batch_size, how.max_length, packing=False)
+    row = how.max_length // ROWS_PACKED
+    batch = (
+        batch_of(1, mean, packing=True, row=row)
+        if how.packing
+        else batch_of(how.batch_size, how.max_length, packing=False)
+    )
     card = this_card()
-    expected = pace(shape, recipe, card, batch) if card else pace_on_cpu(shape, recipe, batch)
-    memory = memory_of(shape, recipe, card) if card else None
+    card = card._replace(gib=setting.gib) if card and setting.gib else card
+    # The quote takes the path by the model's type: another one's layers go through the modules.
+    quoted = shape.model_copy(update={"kind": "qwen3"}) if setting.plain else shape
+    expected = pace(quoted, recipe, card, batch) if card else pace_on_cpu(quoted, recipe, batch)
+    memory = memory_of(quoted, recipe, card) if card else None
     free, total = torch.cuda.mem_get_info() if card else (0, 0)
     return Timed(
         setting=setting.name,
@@ -254,12 +289,24 @@ def timed(setting: Setting, *, steps: int, warm_up: int) -> Timed:
         evaluation=training.evaluate_seconds() / EVALUATED,
         predicted_evaluation=expected.evaluated_micro_batch,
         allocated=torch.cuda.max_memory_allocated() / 2**30 if card else None,
-        predicted_allocated=peak_gib(shape, recipe, full_batch(recipe)) if card else None,
+        predicted_allocated=_allocated(quoted, recipe, card) if card else None,
         reserved=torch.cuda.max_memory_reserved() / 2**30 if card else None,
         used=(total - free) / 2**30 if card else None,
         predicted_used=memory.gib if memory else None,
         losses=(taken[0].loss, taken[-1].loss),
     )
+
+
+def _through_the_modules(*_: object, **__: object) -> None:
+    """As job.speed.speed_up where there is no fast path."""
+
+
+def _allocated(shape: Shape, recipe: Recipe, card: Card) -> float:
+    """GiB of torch's allocator that the quote expects at the peak."""
+    batch = full_batch(recipe)
+    if why_plain(shape, recipe) is not None:
+        return peak_gib(shape, recipe, batch)
+    return sum(term.gib for term in fast_terms(shape, recipe, batch, kept_by(shape, recipe, batch.tokens, card.gib)))
 
 
 def this_card() -> Card | None:
@@ -283,7 +330,7 @@ def row_of(found: Timed) -> str:
 
     return "  ".join(
         [
-            f"{found.setting:28}",
+            f"{found.setting:30}",
             pair(found.tokens_per_second, found.predicted_tokens_per_second, 0),
             pair(found.evaluation, found.predicted_evaluation, 3),
             pair(found.allocated, found.predicted_allocated, 1),
@@ -310,7 +357,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     datasets.utils.logging.disable_progress_bar()
     if not asked.json:
         print(f"{hardware().name}, torch {torch.__version__}; each: measured, predicted, ratio")
-        print("  ".join([" " * 28, *(f"{title:>23}" for title in TITLES)]))
+        print("  ".join([" " * 30, *(f"{title:>23}" for title in TITLES)]))
     for setting in chosen:
         found = timed(setting, steps=asked.steps, warm_up=asked.warm_up)
         print(json.dumps(asdict(found)) if asked.json else row_of(found), flush=True)

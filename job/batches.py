@@ -16,15 +16,18 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from job.dataset.render import IGNORED, RenderedRow
 from job.memory import take_peak
+from job.utilisation import Utilisation, pairs
 
 
 @dataclass(frozen=True)
 class Ledger:
-    """What a batch is made of. `rows` are line numbers; `tokens` without padding; `trained` carry a loss."""
+    """What a batch is made of. `rows` are line numbers; `tokens` without padding; `trained` carry a loss; `pairs` of
+    tokens see each other."""
 
     rows: tuple[int, ...]
     tokens: int
     trained: int
+    pairs: int
 
 
 @dataclass(frozen=True)
@@ -34,12 +37,20 @@ class Metered(Ledger):
     seconds: float
     memory_bytes: int | None
     """None without a GPU."""
+    mfu: float | None
+    """Share of the GPU's bf16 arithmetic, 0 to 1; None where the GPU or the model's cost is unknown."""
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens / self.seconds if self.seconds > 0 else 0.0
 
 
 class StepMeter:
-    """Adds up what goes through the model, from one look to the next."""
+    """Adds up what goes through the model, from one look to the next. It never waits for the GPU: a step's time is
+    right if whoever looks has its loss already."""
 
-    def __init__(self) -> None:
+    def __init__(self, utilisation: Utilisation | None = None) -> None:
+        self._utilisation = utilisation
         self._ledgers: list[Ledger] = []
         self._started = time.monotonic()
         self._seen = 0
@@ -54,19 +65,23 @@ class StepMeter:
         """Everything since the last take."""
         ledgers, self._ledgers = self._ledgers, []
         began, self._started = self._started, time.monotonic()
+        seconds = self._started - began
         if ledgers:
             self._seen += 1
-            seconds = self._started - began
             if self._seen == 2:
                 self.usual_seconds = seconds
             elif self._seen > 2:
                 self.usual_seconds += (seconds - self.usual_seconds) / 8
+        tokens, seen = sum(ledger.tokens for ledger in ledgers), sum(ledger.pairs for ledger in ledgers)
+        known = self._utilisation if tokens and seconds > 0 else None
         return Metered(
             rows=tuple(row for ledger in ledgers for row in ledger.rows),
-            tokens=sum(ledger.tokens for ledger in ledgers),
+            tokens=tokens,
             trained=sum(ledger.trained for ledger in ledgers),
-            seconds=self._started - began,
+            pairs=seen,
+            seconds=seconds,
             memory_bytes=take_peak(),
+            mfu=known.of(tokens, seen, seconds) if known else None,
         )
 
 
@@ -106,13 +121,23 @@ class Route:
     positions: torch.Tensor
     targets: torch.Tensor
 
+    def pin_memory(self) -> Route:
+        """From where a GPU can take it by itself. The data loader calls it."""
+        return Route(self.documents, self.positions.pin_memory(), self.targets.pin_memory())
+
+
+def _lengths(example: dict[str, Any]) -> Sequence[int]:
+    """Of the rows in it."""
+    found: Sequence[int] = example.get("seq_lengths", (len(example["input_ids"]),))
+    return found
+
 
 def _route(labels: torch.Tensor, examples: Sequence[dict[str, Any]]) -> Route:
     """Of labels of shape (rows, tokens): padded, or one row of packed examples."""
     if len(labels) == len(examples) and "seq_lengths" not in examples[0]:
         documents = (labels.shape[1],) * len(labels)
     else:
-        documents = tuple(n for each in examples for n in each.get("seq_lengths", (len(each["input_ids"]),)))
+        documents = tuple(n for each in examples for n in _lengths(each))
     flat = labels.flatten().clone()
     starts = torch.tensor((0, *documents[:-1])).cumsum(0)
     flat[starts] = IGNORED  # nothing before it in its document
@@ -130,6 +155,7 @@ class Collator(DataCollatorForLanguageModeling):  # type: ignore[misc]
             rows=tuple(sorted({line for example in examples for line in example["line"]})),
             tokens=sum(len(example["input_ids"]) for example in examples),
             trained=int((batch["labels"][:, 1:] != IGNORED).sum()),
+            pairs=sum(pairs(_lengths(example)) for example in examples),
         )
         return batch
 

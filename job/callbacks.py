@@ -134,6 +134,8 @@ class Steering(TrainerCallback):  # type: ignore[misc]
             tokens=metered.tokens,
             seconds=metered.seconds,
             rows=metered.rows,
+            mfu=metered.mfu,
+            memory_bytes=metered.memory_bytes,
         )
         self.training.progress = self.training.progress.stepped(
             step=line.step, epoch=line.epoch, loss=loss, trained_tokens=metered.trained
@@ -145,6 +147,8 @@ class Steering(TrainerCallback):  # type: ignore[misc]
             epoch=round(line.epoch, 3),
             loss=loss,
             tokens=metered.tokens,
+            tokens_per_second=round(metered.tokens_per_second, 1),
+            mfu=None if metered.mfu is None else round(metered.mfu, 4),
             memory_bytes=metered.memory_bytes,
         )
         if self._pending is not None:

@@ -17,6 +17,8 @@ from job.batches import Collator, to_dataset
 from job.contract.errors import ModelInvalid
 from job.dataset.reader import LineNumber
 from job.dataset.render import RenderedRow
+from job.fast.attention import Documents
+from job.fast.model import FastModel
 from job.logs import get_logger
 from job.memory import is_out_of_memory
 from job.randomness import undisturbed
@@ -31,7 +33,9 @@ NOISE: Final = 4
 _ADVICE: Final = "set training.packing to false"
 
 
-def prove_isolation(model: Any, *, autocast: Callable[[], AbstractContextManager[Any]]) -> None:
+def prove_isolation(
+    model: Any, *, autocast: Callable[[], AbstractContextManager[Any]], fast: FastModel | None = None
+) -> None:
     """Pack three short documents as `job.batches` packs rows, and see whether the second depends on the first.
 
     Masked tokens contribute exact zeros, so that nothing at all should change; but experts that get other shares of the
@@ -40,6 +44,7 @@ def prove_isolation(model: Any, *, autocast: Callable[[], AbstractContextManager
 
     Args:
         autocast: the context that the training computes in.
+        fast: computes in place of the model's modules.
 
     Raises:
         ModelInvalid: it depends on it, or the model cannot be asked.
@@ -48,7 +53,7 @@ def prove_isolation(model: Any, *, autocast: Callable[[], AbstractContextManager
     model.eval()
     try:
         with undisturbed(), torch.no_grad(), autocast():
-            as_it_is, before, behind = (_second(model, changed) for changed in (None, 0, 2))
+            as_it_is, before, behind = (_second(model, fast, changed) for changed in (None, 0, 2))
     except (TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
         if is_out_of_memory(error):
             raise
@@ -70,8 +75,9 @@ def prove_isolation(model: Any, *, autocast: Callable[[], AbstractContextManager
         )
 
 
-def _second(model: Any, changed: int | None) -> torch.Tensor:
-    """Logits of the second document: (tokens, vocabulary), fp32. Every token of the document `changed` is another."""
+def _second(model: Any, fast: FastModel | None, changed: int | None) -> torch.Tensor:
+    """Logits of the second document, or what the fast path makes them of: (tokens, features), fp32. Every token of the
+    document `changed` is another."""
     rows = [
         _document(line, length, shift=IDS // 2 if line - 1 == changed else 0)
         for line, length in enumerate(LENGTHS, start=1)
@@ -82,9 +88,13 @@ def _second(model: Any, changed: int | None) -> torch.Tensor:
         raise AssertionError("packing has changed: the documents do not lie as they should")
     device = next(model.parameters()).device
     inputs = {name: _to(value, device) for name, value in batch.items() if name not in ("ledger", "route", "labels")}
-    logits: torch.Tensor = model(**inputs, use_cache=False).logits
+    found: torch.Tensor
+    if fast is None:
+        [found] = model(**inputs, use_cache=False).logits
+    else:
+        found = fast.states(inputs["input_ids"].flatten(), Documents.of(batch["route"].documents, device))
     start, length, _ = LENGTHS
-    return logits[0, start : start + length].float()
+    return found[start : start + length].float()
 
 
 def _change(one: torch.Tensor, other: torch.Tensor) -> float:

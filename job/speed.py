@@ -1,76 +1,19 @@
-"""Whether a training goes the fast path, and what of it fits into the GPU's memory.
-
-What is kept for the backward pass changes no bit of the result, only its price: gate and up cost a third of a layer's
-multiplications to make again, everything else the other two thirds. So as much is kept as memory allows, layer by
-layer; what is left over holds weights dequantised.
-"""
+"""Whether a training goes the fast path, and what of it fits into the GPU's memory, as job.contract.fast_path says."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, Final
+from typing import Any
 
 import torch
 
 from job.contract.errors import ModelInvalid, TrainingFailed
+from job.contract.fast_path import FP8_CAPABILITY, Shape, holds_dequantised, room_of, what_to_keep
 from job.contract.recipe import Recipe
 from job.fast.kernels import in_triton
-from job.fast.layer import Keep
-from job.fast.loss import CHUNK_BYTES
 from job.fast.model import FastModel, why_not
 from job.logs import get_logger
 from job.shortage import STATE_BYTES
-
-USABLE: Final = 0.95
-"""Of what the GPU has left: the allocator cannot fill gaps that are too small for what comes next."""
-WIDE: Final = 2
-"""Bytes of a number between the layers: bf16."""
-FP8_CAPABILITY: Final = (8, 9)
-"""The first GPUs that multiply in e4m3 (Ada; then Hopper, 9.0)."""
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What decides how much a layer keeps. `hidden`, `heads` (q, k and v together, times their size), `feed_forward`:
-    features; `rank`: of all adapters of a layer together; `weights`: parameters of a layer."""
-
-    layers: int
-    hidden: int
-    heads: int
-    feed_forward: int
-    rank: int
-    weights: int
-
-    def kept(self, keep: Keep) -> int:
-        """Bytes of a token in a layer, from one pass to the other."""
-        if keep == "input":
-            return WIDE * self.hidden
-        small = WIDE * (3 * self.hidden + self.heads + self.rank) + 16  # and the norms' scales, attention's sums
-        return small + (2 * WIDE * self.feed_forward if keep == "all" else 0)
-
-    def passing(self, tokens: int) -> int:
-        """Bytes that one layer's backward pass, or the loss, holds for a while: dequantised weights, the gradients of
-        what it has in memory, and logits."""
-        weights = WIDE * 2 * self.feed_forward * self.hidden
-        layer = weights + WIDE * tokens * (4 * self.feed_forward + 6 * self.hidden)
-        return max(layer, 2 * CHUNK_BYTES + WIDE * tokens * 4 * self.hidden)
-
-
-def what_to_keep(shape: Shape, tokens: int, room: int) -> list[Keep]:
-    """Of each layer, the most that fits.
-
-    Args:
-        tokens: of the largest micro-batch.
-        room: bytes for what layers keep. Less than the least is not an error: the rehearsal will tell.
-    """
-    pairs: tuple[tuple[Keep, Keep], ...] = (("all", "no gate and up"), ("no gate and up", "input"))
-    for more, less in pairs:
-        rich, poor = shape.kept(more) * tokens, shape.kept(less) * tokens
-        count = min(shape.layers, (room - poor * shape.layers) // (rich - poor))
-        if count > 0:
-            return [less] * (shape.layers - count) + [more] * count
-    return ["input"] * shape.layers
 
 
 def speed_up(recipe: Recipe, model: Any, *, tokens: int, longest: int) -> FastModel | None:
@@ -108,8 +51,7 @@ def speed_up(recipe: Recipe, model: Any, *, tokens: int, longest: int) -> FastMo
     keeps = what_to_keep(shape, tokens, room)
     for layer, keep in zip(fast.layers, keeps, strict=True):
         layer.keep = keep
-    left = room - sum(shape.kept(keep) for keep in keeps) * tokens
-    held = recipe.method == "qlora" and left > WIDE * shape.weights * shape.layers
+    held = recipe.method == "qlora" and holds_dequantised(shape, tokens, room)
     if held:
         fast.keep_dequantised()
     get_logger().info(
@@ -136,15 +78,14 @@ def _shape_of(fast: FastModel) -> Shape:
 
 
 def _room(recipe: Recipe, model: Any, shape: Shape, tokens: int) -> int:
-    """Bytes that layers may keep: what is free, less the adapter's gradients and states, less what passes."""
+    """Bytes that layers may keep."""
     free, total = torch.cuda.mem_get_info()
     reserved = torch.cuda.memory_reserved()
     allowed = torch.cuda.get_per_process_memory_fraction() * total - reserved
     held = reserved - torch.cuda.memory_allocated()
     adapter: int = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     states = adapter * (4 + STATE_BYTES[recipe.training.optimizer])
-    room: float = USABLE * (min(free, allowed) + held)
-    return int(room) - states - shape.passing(tokens)
+    return room_of(shape, tokens, free=min(free, allowed) + held, states=states)
 
 
 def set_reproducible(recipe: Recipe) -> None:

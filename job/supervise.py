@@ -14,6 +14,7 @@ import tempfile
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,15 +66,17 @@ def _folder(tokenizer: str) -> Iterator[Path]:
 
 @dataclass
 class _Problems:
-    """The first of each kind, and how many there are."""
+    """The first of each kind, and how many there are. Of warnings that say the same of many rows, the first alone."""
 
     shown: int
     found: list[Problem] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
+    warned: set[tuple[str, str]] = field(default_factory=set)
 
     def add(self, severity: Severity, file: str, line: int | None, code: str, message: str, hint: str) -> None:
         self.counts[code] += 1
-        if self.counts[code] <= self.shown:
+        if self.counts[code] <= self.shown and (severity == "error" or (file, message) not in self.warned):
+            self.warned.add((file, message))
             problem = Problem(code=code, severity=severity, file=file, line=line, message=message, hint=hint)
             self.found.append(problem)
 
@@ -166,7 +169,10 @@ def examples(rows: Sequence[Measured]) -> tuple[int, ...]:
 def _show(ask: Ask, renderer: Renderer) -> tuple[ShownRow, ...]:
     """The lines asked for, in that order; those that cannot be rendered are left out."""
     found: dict[int, ShownRow] = {}
+    last = max(ask.lines)
     for row in _Part(Path(ask.train), ask.train_name).read(lambda _: None):
+        if row.line > last:
+            break
         if row.line not in ask.lines:
             continue
         try:
@@ -192,6 +198,9 @@ def main() -> int:
         tell(Said(answer=answer(ask, lambda count: tell(Said(bytes_done=count)))))
     except OSError as error:
         sys.stderr.write(f"{error}\n")
+        return 1
+    except BrokenProcessPool:
+        sys.stderr.write("a process that rendered rows was killed: the machine may be short of memory\n")
         return 1
     return 0
 

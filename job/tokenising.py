@@ -181,6 +181,8 @@ def _render(renderer: Renderer, row: Row) -> RenderedRow | Refusal:
         return renderer.render(row)
     except RowRefused as error:
         return Refusal(row.line, error.code, error.message, error.hint)
+    except Exception as error:  # of a library: without the line nobody would find out why
+        raise RuntimeError(f"line {row.line} cannot be rendered: {type(error).__name__}: {error}") from error
 
 
 def _measure(renderer: Renderer, row: RenderedRow) -> Measured:

@@ -24,11 +24,12 @@ from transformers import PrinterCallback, TrainerCallback, TrainerState
 
 from job.batches import Collator, Metered, example_lengths, to_dataset
 from job.callbacks import Steering
-from job.contract.errors import TrainingFailed
+from job.contract.errors import ModelInvalid, TrainingFailed
 from job.contract.recipe import Recipe, resolve_learning_rate
 from job.evaluate import held_out_loss
 from job.fast.model import FastModel
 from job.isolation import prove_isolation
+from job.logs import get_logger
 from job.memory import footprint, out_of_memory_is, taken
 from job.model import (
     ADAPTER_WEIGHTS,
@@ -159,9 +160,25 @@ class Training:
         return loss
 
     def prove_isolation(self) -> None:
-        """With packing: that packed rows do not see each other in this model. Raises ModelInvalid."""
-        if self.recipe.training.packing:
-            prove_isolation(self.model, autocast=self._trainer.compute_loss_context_manager)
+        """With packing: that packed rows do not see each other in this model, nor on the fast path; if they do there
+        alone, the modules train instead.
+
+        Raises:
+            ModelInvalid: they do, or do where fp8 is asked for.
+        """
+        if not self.recipe.training.packing:
+            return
+        autocast = self._trainer.compute_loss_context_manager
+        prove_isolation(self.model, autocast=autocast)
+        if self._trainer.fast is None:
+            return
+        try:
+            prove_isolation(self.model, autocast=autocast, fast=self._trainer.fast)
+        except ModelInvalid as error:
+            if self.recipe.training.precision == "fp8":
+                raise
+            get_logger().warning("speed.plain", why=error.message)
+            self._trainer.fast = None
 
     @property
     def step_seconds(self) -> float:

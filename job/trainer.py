@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import signal
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -14,9 +15,11 @@ from job.contract.errors import TrainingFailed
 from job.contract.recipe import Recipe
 from job.fast.attention import Documents
 from job.fast.model import FastModel
+from job.model import hardware
 from job.randomness import set_random_state
 from job.shortage import Batch
 from job.tensors import load_tree
+from job.utilisation import utilisation
 
 STATE: Final = "training_state"
 
@@ -40,7 +43,7 @@ class ExactTrainer(SFTTrainer):  # type: ignore[misc]
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)
-        self.meter = StepMeter()
+        self.meter = StepMeter(utilisation(self.model, hardware().name))
         self.fast: FastModel | None = None
         """Computes the loss in place of the modules, where it can."""
         self.under_way: Batch | None = None
@@ -49,6 +52,18 @@ class ExactTrainer(SFTTrainer):  # type: ignore[misc]
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochOrder:
         rows = self.train_dataset if train_dataset is None else train_dataset
         return EpochOrder(len(rows), self.args.seed)
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
+        """The batches of a step. At an epoch's first the process that collates begins, where there is one.
+
+        A signal to the group is for this process alone to answer: the other would die of it, and take the run along
+        before it is saved. A process begins with the signals blocked that are blocked where it was started.
+        """
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
+        try:
+            return super().get_batch_samples(epoch_iterator, num_batches, device)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """Forward and backward.
@@ -76,7 +91,8 @@ class ExactTrainer(SFTTrainer):  # type: ignore[misc]
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         device = inputs["input_ids"].device
         positions, targets = (part.to(device, non_blocking=True) for part in (route.positions, route.targets))
-        count = len(targets) if num_items_in_batch is None else num_items_in_batch
+        # Where nothing is trained the loss is 0, as by the modules, and not 0 / 0.
+        count = max(len(targets), 1) if num_items_in_batch is None else num_items_in_batch
         documents = Documents.of(route.documents, device)
         return self.fast.loss(inputs["input_ids"].flatten(), documents, positions, targets, count)
 

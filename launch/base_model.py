@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from job.contract.base_model import model_files
-from job.contract.errors import AccessRefused, BadInput, ModelInvalid, NotFound
+from job.contract.errors import AccessRefused, BadInput, FtjobError, ModelInvalid, NotFound
 from job.contract.layout import Key
 from job.contract.recipe import TINY_MODEL, BaseModelRef
 from job.dataset.source import local_path
@@ -29,7 +29,12 @@ def pin(ref: BaseModelRef, *, folder: Path, hub: Hub) -> Pinned:
     if ref.id.startswith("builtin:"):
         raise ModelInvalid(f"base_model.id {ref.id!r} is not built in", hint=f"the built-in model is {TINY_MODEL!r}")
     if ref.is_on_hub:
-        return hub.pin(ref)
+        try:
+            return hub.pin(ref)
+        except FtjobError as error:
+            if (folder / ref.id).is_dir():
+                error.hint = f"for the folder beside the recipe write ./{ref.id}"
+            raise
     try:
         if ref.is_in_bucket:
             return _in_bucket(ref)

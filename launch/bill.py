@@ -17,7 +17,7 @@ from job.contract.recipe import Recipe
 from job.contract.records import Part
 from job.contract.submission import Offer
 from launch.interruptions import Rate, repeated_seconds
-from launch.speeds import OURS, Pace
+from launch.speeds import Pace
 from launch.startup import Startup
 from launch.steps import Work
 
@@ -85,12 +85,12 @@ class Bill(NamedTuple):
     def lines(self) -> list[tuple[str, Range, str]]:
         """Everything but interruptions: name, seconds, basis."""
         training = self.recipe.training
-        recompute = "recomputing in the backward pass, " if OURS.recompute and self.offer is not None else ""
+        how = f"{self.pace.how}, " if self.pace.how else ""
         computed = [
             (
                 "training",
                 self.training,
-                f"{self.work.steps} steps, {self.pace.step:.3g} s each, {recompute}{self.pace.basis}",
+                f"{self.work.steps} steps, {self.pace.step:.3g} s each, {how}{self.pace.basis}",
             ),
             ("evaluating", self.evaluating, f"{training.epochs} times {self.work.evaluated_batches} batches"),
             (

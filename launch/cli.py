@@ -102,6 +102,14 @@ def _print(answer: Any) -> None:
     console.print(answer, soft_wrap=True, highlight=False)
 
 
+def _has_colours() -> bool:
+    """Whether what is printed keeps its colours: in a terminal that has them, of a person who wants them."""
+    from rich.console import Console
+
+    console = Console()
+    return console.is_terminal and console.color_system is not None and not console.no_color
+
+
 def _print_view(view: RunView, left: Left | None, *, as_json: bool) -> None:
     """A run, and what is left of it when it is over."""
     from launch import render
@@ -138,7 +146,11 @@ def shopping_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option("--budget", metavar="USD", help="Ceiling over all attempts: 40; or +20, that much more."),
         click.option("--by", metavar="TIME", help="Land before then: 2026-12-01T18:00."),
-        click.option("--anyway", is_flag=True, help="Although it will not fit into the memory or the budget."),
+        click.option(
+            "--anyway",
+            is_flag=True,
+            help="Although it will not fit into the memory or the budget, or cannot be checked.",
+        ),
         click.option("--image", metavar="NAME@sha256:...", help="The job's image, instead of that of settings.toml."),
         click.option("--show-task", is_flag=True, help="Show the task as SkyPilot will get it."),
         click.option(
@@ -224,7 +236,10 @@ def check(recipe: Path, show: int | None, problems: int, as_json: bool) -> None:
     from launch.render_check import check_text
 
     written, found = check_of(_here(), recipe, shown=problems, show=show or 0)
-    _print(render.as_json(found.check) if as_json else check_text(found.check, written, found.shown))
+    if as_json:
+        _print(render.as_json(found.check))
+    else:
+        _print(check_text(found.check, written, found.shown, colours=_has_colours()))
     click.get_current_context().exit(EXIT_BAD_INPUT if found.check.errors else 0)
 
 

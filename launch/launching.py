@@ -25,6 +25,7 @@ from launch.here import Elsewhere, Here
 from launch.hub import Hub
 from launch.local import LocalBackend
 from launch.plan import Plan, Upload, shares_files
+from launch.precision import check_precision, refuse_without_gpu, with_fp8
 from launch.prices import Policy
 from launch.quote import Quote, make_quote, refusal
 from launch.resolve import Resolved, commit_of, resolve
@@ -98,7 +99,7 @@ def prepare(here: Here, wish: Wish, *, for_launch: bool) -> Prepared:
     """
     backend = here.backend(here.settings, wish.backend)
     backend.check_ready()
-    resolved = read(wish.recipe, here, wish.bucket) if wish.recipe is not None else None
+    resolved = read(wish.recipe, here, wish.bucket, anyway=wish.anyway) if wish.recipe is not None else None
     if wish.run_id is not None:
         store = here.store(wish.run_id, wish.bucket)
         asked = here.who_describes(wish.run_id, store)
@@ -113,6 +114,7 @@ def prepare(here: Here, wish: Wish, *, for_launch: bool) -> Prepared:
     if wish.backend != LocalBackend.name and not shares_files(wish.clouds) and wish.run_id is None:
         record, uploads = into_bucket(record, store)
     budget, spent = _budget(record, store, wish)
+    _check_precision(record, resolved)
     if for_launch:
         check_bucket(store)
     given, notes, variables = _given_to_the_job(record, store) if wish.backend != LocalBackend.name else ({}, (), {})
@@ -136,6 +138,7 @@ def prepare(here: Here, wish: Wish, *, for_launch: bool) -> Prepared:
         max_restarts=wish.max_restarts,
         base_bytes=_base_bytes(record, resolved),
     )
+    plan = _with_precision(plan)
     if resolved is not None:
         notes = (*notes, *_said_of_check(resolved), *filter(None, [resolved.base_model.caveat]))
     plan = plan.model_copy(update={"notes": (*plan.notes, *notes), "uploads": uploads, "spent_usd": spent})
@@ -195,6 +198,23 @@ def _has_own_gpu(plan: Plan) -> bool:
     return not plan.buys and Path("/dev/nvidia0").exists()
 
 
+def _check_precision(record: RunRecord, resolved: Resolved | None) -> None:
+    if resolved is None:
+        check_precision(record.recipe, None)
+    else:
+        check_precision(record.recipe, resolved.model, longest=resolved.lengths[0].longest)
+
+
+def _with_precision(plan: Plan) -> Plan:
+    """The plan without places whose GPU cannot do what the recipe asks for. Raises BadInput where none can."""
+    if not plan.buys:
+        if not _has_own_gpu(plan):
+            refuse_without_gpu(plan.recipe)
+        return plan
+    places, notes = with_fp8(plan.recipe, plan.places)
+    return plan.model_copy(update={"places": places, "notes": (*plan.notes, *notes)})
+
+
 def with_quote(plan: Plan, resolved: Resolved, here: Here) -> tuple[Plan, BadInput | None]:
     """The plan with what it is expected to take; and why it will not fit into the GPU's memory, or into the budget.
 
@@ -215,16 +235,18 @@ def with_quote(plan: Plan, resolved: Resolved, here: Here) -> tuple[Plan, BadInp
     return plan.model_copy(update={**kept, "notes": notes}), refused
 
 
-def read(path: Path, here: Here, bucket: str | None) -> Resolved:
+def read(path: Path, here: Here, bucket: str | None, *, anyway: bool = False) -> Resolved:
     """The recipe in a file, resolved.
 
     Args:
         bucket: what is said on the command line comes before what is written.
+        anyway: as `resolve` has it.
     """
     recipe = read_recipe(path)
     if bucket is not None:
         recipe = recipe.model_copy(update={"output": recipe.output.model_copy(update={"bucket": bucket})})
-    return resolve(recipe, folder=path.absolute().parent, bucket=here.settings.bucket, cache=here.settings.cache)
+    folder, settings = path.absolute().parent, here.settings
+    return resolve(recipe, folder=folder, bucket=settings.bucket, cache=settings.cache, anyway=anyway)
 
 
 def _said_of_check(resolved: Resolved) -> list[str]:

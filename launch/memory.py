@@ -1,4 +1,8 @@
-"""How much GPU memory a training needs, term by term, and what would make it fit. Pure."""
+"""How much GPU memory a training needs, term by term, and what would make it fit. Pure.
+
+On the fast path (launch/fast_path.py) a training takes what is free, and needs much less: whether it fits is told by
+the least that its layers can keep.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +10,16 @@ from typing import Final, Literal
 
 from job.contract.recipe import Recipe
 from job.contract.records import Part
-from launch.cards import Card
-from launch.shape import Shape
-from launch.speeds import OURS, Batch, Stack, batch_of
+from launch.cards import CONTEXT_GIB, Card
+from launch.fast_path import ADAPTER_COPY, Kept, kept_by, layer_shape, least_of, why_plain
+from launch.roofline import OURS, Batch, Stack, full_batch
+from launch.shape import NF4_BYTES, Shape
 
-NF4_BYTES: Final = 0.5 + 1 / 64 + 4 / (64 * 256)
-"""A parameter: 4 bits, an 8-bit scale for each 64, an fp32 scale for each 256 of those (Dettmers et al. 2023,
-arXiv:2305.14314, section 3: double quantisation)."""
 ADAPTER_BYTES: Final = {"adamw": 16, "adamw_8bit": 10, "paged_adamw_8bit": 10}
 """A parameter: fp32 weight and gradient, and two moments in fp32 or 8 bits."""
 HIDDEN_BYTES: Final = {2: 11.5, 4: 24.0}
 """What one layer keeps between its forward and its backward pass, a token and hidden unit; and a feed-forward unit
-(FEED_FORWARD_BYTES); by the bytes of a number between layers. 2: fitted to five peaks of our own (launch/speeds.py:
+(FEED_FORWARD_BYTES); by the bytes of a number between layers. 2: fitted to five peaks of our own (launch/measured.py:
 OWN); 4: together 0.285 MiB a token and layer of Llama 8B, 80.6 GiB measured without recompute."""
 FEED_FORWARD_BYTES: Final = {2: 11.5, 4: 14.0}
 HEAD_TILE_TOKENS: Final = 4096
@@ -26,8 +28,6 @@ HEAD_TILE_BYTES: Final = 8192 * 4
 """A token of such a tile; the vocabulary's part of it is assumed."""
 MASK_BYTES: Final = 3
 """A pair of tokens in the mask that keeps packed rows apart: one of bool, two of bf16."""
-CONTEXT_GIB: Final = 0.75
-"""CUDA's context and the libraries' workspaces: what the card had taken beyond torch's allocator (H200, 2026-11-23)."""
 FRAGMENTATION: Final = 0.25
 """Of activations, which come and go: what the allocator holds beyond what is in use. 0.21 to 0.43 of them in our own
 steps with micro-batches of one length; more with many lengths, which it gives back when the card is full."""
@@ -37,6 +37,8 @@ parameter of the largest linear layer. Fitted to 8B 2x4 (11.5 GiB) and 8x1 (24.5
 DORA_WEIGHT_BYTES: Final = 18.0
 TIGHT: Final = 0.90
 """From this share on of the card's memory an estimate that is right within 10 % may be wrong about fitting."""
+
+_COUNTED: Final = "counted from the model's shape; the count fits eight peaks of this job on H200 within 5 %"
 
 Verdict = Literal["fits", "tight", "does not fit", "unknown"]
 
@@ -49,10 +51,13 @@ class Term(Part):
 
 
 class Memory(Part):
-    """What a training needs on one GPU."""
+    """What a training needs on one GPU, and takes."""
 
     verdict: Verdict
     gib: float | None = None
+    """What it takes; where that is all there is, what it needs."""
+    least_gib: float | None = None
+    """What it needs, where it takes more because there is more."""
     of_gib: float | None = None
     largest: tuple[Term, ...] = ()
     """The three largest, largest first."""
@@ -63,12 +68,11 @@ class Memory(Part):
 
 def terms(shape: Shape, recipe: Recipe, batch: Batch, *, stack: Stack = OURS) -> tuple[Term, ...]:
     """All uses of memory at the peak, which is in the backward pass, GiB."""
-    per_linear = NF4_BYTES if recipe.method == "qlora" else 2.0
     wide = stack.stream_bytes
     one_layer = HIDDEN_BYTES[wide] * shape.hidden + FEED_FORWARD_BYTES[wide] * shape.feed_forward
     inputs = shape.layers * shape.hidden * stack.stream_bytes
     found = {
-        f"base weights in {'NF4' if recipe.method == 'qlora' else '16 bits'}": per_linear * shape.linear_parameters,
+        f"base weights in {'NF4' if recipe.method == 'qlora' else '16 bits'}": _linear_bytes(shape, recipe),
         "embedding and output layer": stack.stream_bytes * shape.other_parameters,
         "adapter with its optimizer": ADAPTER_BYTES[recipe.training.optimizer] * shape.adapter_parameters(recipe.lora),
         "loss": HEAD_TILE_BYTES * min(batch.tokens, HEAD_TILE_TOKENS) + 2 * 4 * shape.hidden * batch.tokens,
@@ -89,23 +93,54 @@ def terms(shape: Shape, recipe: Recipe, batch: Batch, *, stack: Stack = OURS) ->
 
 
 def peak_gib(shape: Shape, recipe: Recipe, batch: Batch, *, stack: Stack = OURS) -> float:
-    """What torch.cuda.max_memory_allocated should see, GiB."""
+    """What torch.cuda.max_memory_allocated should see of a training through the modules, GiB."""
     return sum(term.gib for term in terms(shape, recipe, batch, stack=stack))
 
 
-def memory_of(shape: Shape, recipe: Recipe, card: Card) -> Memory:
-    """Whether the job fits on a card, with full micro-batches of max_length: a run meets one sooner or later."""
-    batch = full_batch(recipe)
-    found = (*terms(shape, recipe, batch), _overhead(shape, recipe, batch))
-    needed = sum(term.gib for term in found)
+def fast_terms(shape: Shape, recipe: Recipe, batch: Batch, kept: Kept) -> tuple[Term, ...]:
+    """All uses of memory on the fast path, GiB. torch's allocator reserves as much."""
+    layer, tokens = layer_shape(shape, recipe.lora), int(batch.tokens)
+    adapter = shape.adapter_parameters(recipe.lora)
+    found = {
+        f"base weights in {'NF4' if recipe.method == 'qlora' else '16 bits'}": _linear_bytes(shape, recipe),
+        "embedding and output layer": 2 * shape.other_parameters,
+        "adapter with its optimizer": (ADAPTER_BYTES[recipe.training.optimizer] + ADAPTER_COPY) * adapter,
+        "what layers keep for the backward pass": tokens * sum(layer.kept(keep) * n for keep, n in kept.layers),
+        "one layer at a time, or the loss": layer.passing(tokens),
+    }
+    if kept.held:
+        found["weights held dequantised"] = layer.dequantised
+    return tuple(Term(name=name, gib=value / 2**30) for name, value in found.items())
+
+
+def memory_of(shape: Shape, recipe: Recipe, card: Card, *, longest: int | None = None) -> Memory:
+    """Whether the job fits on a card, with full micro-batches of max_length: a run meets one sooner or later.
+
+    Args:
+        longest: tokens of the longest row, where that is known.
+    """
+    batch = full_batch(recipe, longest)
+    needed = _needed(shape, recipe, longest)
     verdict = verdict_of(needed, card.gib)
+    if why_plain(shape, recipe, longest) is None:
+        kept = kept_by(shape, recipe, batch.tokens, card.gib)
+        found = (*fast_terms(shape, recipe, batch, kept), Term(name="CUDA", gib=CONTEXT_GIB))
+        least = needed
+        total = sum(term.gib for term in found)
+        more = f"it takes what is free, and {needed:.1f} GiB would do, slower: " if total > 1.05 * needed else ""
+        basis = f"{_COUNTED}; {more}{kept.words}"
+    else:
+        found, least = (*terms(shape, recipe, batch), _overhead(shape, recipe, batch)), None
+        basis = _COUNTED
+    taken = sum(term.gib for term in found)
     return Memory(
         verdict=verdict,
-        gib=needed,
+        gib=taken,
+        least_gib=least if least is not None and least < taken else None,
         of_gib=card.gib,
         largest=tuple(sorted(found, key=lambda term: -term.gib)[:3]),
-        fixes=fixes(shape, recipe, card) if verdict in ("tight", "does not fit") else (),
-        basis="counted from the model's shape; the count fits eight peaks of this job on H200 within 5 %",
+        fixes=fixes(shape, recipe, card, longest=longest) if verdict in ("tight", "does not fit") else (),
+        basis=basis,
     )
 
 
@@ -116,13 +151,7 @@ def verdict_of(needed: float, available: float) -> Verdict:
     return "tight" if needed > TIGHT * available else "fits"
 
 
-def full_batch(recipe: Recipe) -> Batch:
-    """The largest micro-batch that the recipe can meet."""
-    training = recipe.training
-    return batch_of(training.batch_size, training.max_length, packing=training.packing)
-
-
-def fixes(shape: Shape, recipe: Recipe, card: Card) -> tuple[str, ...]:
+def fixes(shape: Shape, recipe: Recipe, card: Card, *, longest: int | None = None) -> tuple[str, ...]:
     """Changes that make a recipe fit a card with room to spare, gentlest first: what changes no result, then what does.
 
     Each is tried alone, but for the last one, which tries them all; and when that is not enough the memory is named
@@ -133,13 +162,13 @@ def fixes(shape: Shape, recipe: Recipe, card: Card) -> tuple[str, ...]:
     found: list[str] = []
 
     def try_out(changed: Recipe, words: str) -> None:
-        needed = _needed(shape, changed)
+        needed = _needed(shape, changed, longest)
         if needed <= TIGHT * card.gib:
             found.append(f"{words} ({needed:.1f} GiB)")
 
     if training.batch_size > 1:
         size = training.batch_size
-        while size > 1 and _needed(shape, _with(recipe, batch_size=size)) > TIGHT * card.gib:
+        while size > 1 and _needed(shape, _with(recipe, batch_size=size), longest) > TIGHT * card.gib:
             size //= 2
         accumulation = -(-training.batch_size * training.gradient_accumulation // size)
         changed = _with(recipe, batch_size=size, gradient_accumulation=accumulation)
@@ -151,7 +180,7 @@ def fixes(shape: Shape, recipe: Recipe, card: Card) -> tuple[str, ...]:
     if training.optimizer == "adamw":
         try_out(_with(recipe, optimizer="paged_adamw_8bit"), 'training.optimizer "paged_adamw_8bit"')
     length = training.max_length
-    while length > 256 and _needed(shape, _with(recipe, max_length=length)) > TIGHT * card.gib:
+    while length > 256 and _needed(shape, _with(recipe, max_length=length), longest) > TIGHT * card.gib:
         length //= 2
     if length < training.max_length:
         try_out(_with(recipe, max_length=length), f"training.max_length {length} (longer rows are cut)")
@@ -160,8 +189,8 @@ def fixes(shape: Shape, recipe: Recipe, card: Card) -> tuple[str, ...]:
         try_out(together, _in_words(together, recipe))
     if not found:
         found.append(
-            f"a GPU with {_needed(shape, recipe) / TIGHT:.0f} GiB or more, or with "
-            f"{_needed(shape, together) / TIGHT:.0f} GiB and {_in_words(together, recipe)}"
+            f"a GPU with {_needed(shape, recipe, longest) / TIGHT:.0f} GiB or more, or with "
+            f"{_needed(shape, together, longest) / TIGHT:.0f} GiB and {_in_words(together, recipe)}"
         )
     return tuple(found)
 
@@ -179,9 +208,17 @@ def _with(recipe: Recipe, **changes: object) -> Recipe:
     return recipe.model_copy(update={"training": recipe.training.model_copy(update=changes)})
 
 
-def _needed(shape: Shape, recipe: Recipe) -> float:
-    batch = full_batch(recipe)
+def _needed(shape: Shape, recipe: Recipe, longest: int | None = None) -> float:
+    """At least, GiB."""
+    batch = full_batch(recipe, longest)
+    if why_plain(shape, recipe, longest) is None:
+        least = fast_terms(shape, recipe, batch, least_of(shape))
+        return sum(term.gib for term in least) + CONTEXT_GIB
     return peak_gib(shape, recipe, batch) + _overhead(shape, recipe, batch).gib
+
+
+def _linear_bytes(shape: Shape, recipe: Recipe) -> float:
+    return (NF4_BYTES if recipe.method == "qlora" else 2.0) * shape.linear_parameters
 
 
 def _overhead(shape: Shape, recipe: Recipe, batch: Batch) -> Term:

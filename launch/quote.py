@@ -142,7 +142,8 @@ def _quote_offer(
         card = card_of(offer.gpu, offer.cloud)
         if isinstance(card, str):
             return OfferQuote(offer=offer, memory=Memory(verdict="unknown", basis=card), unknown=card)
-        memory, speed = memory_of(shape, recipe, card), pace(shape, recipe, card, work.batch)
+        memory = memory_of(shape, recipe, card, longest=work.longest)
+        speed = pace(shape, recipe, card, work.batch, longest=work.longest)
     minutes = recipe.checkpoints.minutes
     every, blocking = saving(shape.adapter_parameters(recipe.lora), None if minutes == "auto" else minutes)
     weights = base_bytes if base_bytes is not None else 2 * shape.parameters

@@ -105,7 +105,7 @@ def left_text(left: Left) -> str:
 
 
 def progress_line(view: RunView) -> str:
-    """Epoch, step, losses, speed, time left: whatever of it is known."""
+    """Epoch, step, losses, speed, memory, time left: whatever of it is known."""
     parts = [
         f"attempt {view.attempt}" if view.attempt > 1 else None,
         view.phase,
@@ -114,6 +114,8 @@ def progress_line(view: RunView) -> str:
         f"loss {view.loss:.4f}" if view.loss is not None else None,
         f"held-out {view.held_out_loss:.4f}" if view.held_out_loss is not None else None,
         f"{view.tokens_per_second:,.0f} tokens/s" if view.tokens_per_second is not None else None,
+        f"MFU {view.mfu:.0%}" if view.mfu is not None else None,
+        f"{view.memory_bytes / 2**30:.1f} GiB" if view.memory_bytes is not None else None,
         f"ETA {duration(view.eta_seconds)}" if view.eta_seconds is not None else None,
     ]
     return " · ".join(part for part in parts if part)
@@ -253,10 +255,12 @@ def _news_line(attempt: int, line: MetricLine, view: RunView) -> str:
             return f"attempt {attempt}: goes on from {line.checkpoint} of {line.total_steps} steps"
         case Step():
             speed = f" · {line.tokens / line.seconds:,.0f} tokens/s" if line.seconds > 0 else ""
+            mfu = f" · MFU {line.mfu:.0%}" if line.mfu is not None else ""
+            memory = f" · {line.memory_bytes / 2**30:.1f} GiB" if line.memory_bytes is not None else ""
             eta = f" · ETA {duration(view.eta_seconds)}" if view.eta_seconds else ""
             return (
                 f"epoch {line.epoch:.2f}/{view.epochs} · step {line.step}/{view.total_steps or '?'} · "
-                f"loss {line.loss:.4f}{speed}{eta}"
+                f"loss {line.loss:.4f}{speed}{mfu}{memory}{eta}"
             )
         case Evaluated():
             return f"epoch {line.epoch} evaluated: held-out loss {line.held_out_loss:.4f}"

@@ -20,13 +20,20 @@ _BAR: Final = "█"
 _EIGHTHS: Final = " ▏▎▍▌▋▊▉"
 TRAINED: Final = ("green", "bold green")
 """In turns, so that neighbouring tokens can be told apart."""
-MASKED: Final = "dim"
+MASKED: Final = ("dim", "dim cyan")
+MARK: Final = "dim"
+BETWEEN: Final = "┊"
+"""Between tokens that are trained, where there are no colours."""
 STOP: Final = "bold black on green"
 OPEN, CLOSE, STOP_MARK = "⟦", "⟧", "⏹"
 
 
-def check_text(check: Check, recipe: Recipe, rows: Sequence[ShownRow]) -> Text:
-    """Everything a check found. Control characters of a dataset become visible ones."""
+def check_text(check: Check, recipe: Recipe, rows: Sequence[ShownRow], *, colours: bool) -> Text:
+    """Everything a check found. Control characters of a dataset become visible ones.
+
+    Args:
+        colours: whether they will be seen.
+    """
     text = Text()
     for file in (check.train, check.held_out):
         if file is not None:
@@ -34,7 +41,7 @@ def check_text(check: Check, recipe: Recipe, rows: Sequence[ShownRow]) -> Text:
     for severity in _STYLES:
         text.append(_problems(check, severity))
     for row in rows:
-        text.append(row_text(row))
+        text.append(row_text(row, colours=colours))
     if check.supervision is not None:
         text.append(_numbers(check.supervision, recipe))
     elif check.not_checked:
@@ -45,13 +52,17 @@ def check_text(check: Check, recipe: Recipe, rows: Sequence[ShownRow]) -> Text:
 
 
 def _file_line(file: FileCheck) -> str:
-    parts = [f"{file.rows:,} rows"]
+    parts = [_many(file.rows, "row")]
     if file.blank:
         parts.append(f"{file.blank:,} blank")
     if file.bad:
         parts.append(f"{file.bad:,} with errors")
     size = f"{file.digest.size:,} bytes, sha256 {file.digest.sha256[:12]}"
-    return f"{visible(file.digest.uri)}: {file.lines:,} lines: {', '.join(parts)} ({size})"
+    return f"{visible(file.digest.uri)}: {_many(file.lines, 'line')}: {', '.join(parts)} ({size})"
+
+
+def _many(count: float, what: str) -> str:
+    return f"{count:,} {what}" + ("" if count == 1 else "s")
 
 
 def _problems(check: Check, severity: Severity) -> Text:
@@ -83,21 +94,20 @@ def _numbers(told: Supervision, recipe: Recipe) -> Text:
         "",
         f"rows      {told.rows:,} to train{held_out}",
         f"tokens    {told.tokens:,} an epoch, {told.trained_tokens:,} of them trained ({share:.0%})",
-        f"cut       {told.cut_rows:,} rows are longer than max_length ({training.max_length:,})",
+        f"cut       {_many(told.cut_rows, 'row')} longer than max_length ({training.max_length:,})",
         f"lengths   shortest {lengths.shortest:,}, median {lengths.median:,}, 95 % up to {lengths.p95:,}, "
         f"longest {lengths.longest:,} tokens",
         *(f"          {line}" for line in bars(lengths)),
     ]
+    sequences = _many(told.sequences, "sequence")
     if training.packing:
-        lines.append(
-            f"packing   {told.sequences:,} sequences of up to {training.max_length:,} tokens, {told.fill:.1%} full"
-        )
+        lines.append(f"packing   {sequences} of up to {training.max_length:,} tokens, {told.fill:.1%} full")
     else:
-        lines.append(f"padding   {told.sequences:,} sequences, {1 - told.fill:.1%} of their batches is padding")
-    batch = training.batch_size * training.gradient_accumulation
+        lines.append(f"padding   {sequences}, {1 - told.fill:.1%} of their batches is padding")
+    batch = _many(training.batch_size * training.gradient_accumulation, "sequence")
     stops = ", ".join(visible(each) for each in told.stop_tokens)
     lines += [
-        f"steps     {told.steps_per_epoch:,} an epoch, {batch} sequences each; {training.epochs} epochs",
+        f"steps     {told.steps_per_epoch:,} an epoch, {batch} each; {_many(training.epochs, 'epoch')}",
         f"stop      {stops}",
         f"masked by {told.masked_by}",
         f"digest    {told.tokens_sha256} over all tokens and labels",
@@ -118,22 +128,27 @@ def bars(lengths: Lengths) -> Iterator[str]:
         yield f"{span:>{width}} {bar} {count:,}" if count else f"{span:>{width}}"
 
 
-def row_text(row: ShownRow) -> Text:
-    """A row as the model is shown it: what is trained stands in ⟦ ⟧, in colour where there are colours; ⏹ is behind
-    the token that ends a turn."""
-    text = Text(f"\nline {row.line}: {row.of_tokens:,} tokens; {OPEN}trained{CLOSE}, {STOP_MARK} stop\n", style="bold")
+def row_text(row: ShownRow, *, colours: bool) -> Text:
+    """A row as the model is shown it: what is trained stands in ⟦ ⟧; ⏹ is behind the token that ends a turn. Tokens are
+    told apart by colours, or, where they will not be seen, those that are trained by ┊."""
+    marks = f"{OPEN}trained{CLOSE}, {STOP_MARK} stop" + ("" if colours else f", {BETWEEN} between tokens")
+    text = Text()
+    text.append(f"\nline {row.line}: {_many(row.of_tokens, 'token')}; {marks}\n", style="bold")
     inside = False
     for index, token in enumerate(row.tokens):
         if token.trained != inside:
-            text.append(OPEN if token.trained else CLOSE, style=MASKED)
+            text.append(OPEN if token.trained else CLOSE, style=MARK)
             inside = token.trained
-        style = (STOP if token.is_stop else TRAINED[index % 2]) if token.trained else MASKED
+        elif inside and not colours:
+            text.append(BETWEEN)
+        style = STOP if token.is_stop else (TRAINED if token.trained else MASKED)[index % 2]
         text.append(visible(token.text, lines=True), style=style)
         if token.is_stop:
             text.append(STOP_MARK, style=STOP)
     if inside:
-        text.append(CLOSE, style=MASKED)
-    text.append("\n")
+        text.append(CLOSE, style=MARK)
+    if not text.plain.endswith("\n"):
+        text.append("\n")
     return text
 
 
@@ -141,7 +156,7 @@ def _verdict(check: Check) -> Text:
     counts = dict.fromkeys(_STYLES, 0)
     for code, severity in {problem.code: problem.severity for problem in check.problems}.items():
         counts[severity] += check.times(code)
-    told = ", ".join(f"{count:,} {severity}{'s' if count > 1 else ''}" for severity, count in counts.items() if count)
+    told = ", ".join(_many(count, severity) for severity, count in counts.items() if count)
     if check.errors:
         return Text(f"refused: {told}", style="bold red")
     told = f": {told}" if told else ""

@@ -63,13 +63,14 @@ class Resolved:
         return self.recipe.output.bucket
 
 
-def resolve(recipe: Recipe, *, folder: Path, bucket: str, cache: Path | None = None) -> Resolved:
+def resolve(recipe: Recipe, *, folder: Path, bucket: str, cache: Path | None = None, anyway: bool = False) -> Resolved:
     """What a recipe means.
 
     Args:
         folder: the recipe's own, which its relative references start from.
         bucket: uri, used where the recipe names none.
         cache: folder of what need not be computed twice; None to keep nothing.
+        anyway: although the rows could not be rendered here, so that nobody knows what they would train.
 
     Raises:
         DatasetInvalid: a dataset is missing, unreadable, or cannot be trained on.
@@ -79,7 +80,9 @@ def resolve(recipe: Recipe, *, folder: Path, bucket: str, cache: Path | None = N
     """
     target = str(open_store(recipe.output.bucket or bucket).uri)
     hub = Hub.of(os.environ)
-    checked = check_recipe(recipe, folder=folder, hub=hub, variables=os.environ, cache=cache, thorough=False)
+    checked = check_recipe(
+        recipe, folder=folder, hub=hub, variables=os.environ, cache=cache, thorough=False, anyway=anyway
+    )
     refused = refusal_of(checked.check)
     if isinstance(refused, DatasetInvalid):
         raise refused

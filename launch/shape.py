@@ -18,6 +18,9 @@ _DENSE: Final = frozenset(
 )
 """Values of `model_type` whose layers are attention (q, k, v, o) and one feed-forward, as transformers 5.17 builds
 them. Others (mixtures of experts, state spaces, vision) are unknown, not guessed."""
+NF4_BYTES: Final = 0.5 + 1 / 64 + 4 / (64 * 256)
+"""A parameter: 4 bits, an 8-bit scale for each 64, an fp32 scale for each 256 of those (Dettmers et al. 2023,
+arXiv:2305.14314, section 3: double quantisation)."""
 _TWO_MATRICES: Final = frozenset({"starcoder2"})
 """Whose feed-forward is up and down; all others have a gate as well."""
 
@@ -35,6 +38,12 @@ class Shape(Part):
     tied: bool
     """Whether the output layer is the embedding."""
     gated: bool = True
+    kind: str = "llama"
+    """`model_type`."""
+    activation: str = "silu"
+    window: int | None = None
+    """Tokens back that attention sees; None for all."""
+    attention_dropout: float = 0.0
 
     @property
     def linears(self) -> dict[str, tuple[int, int]]:
@@ -72,6 +81,10 @@ class Shape(Part):
     def parameters(self) -> int:
         return self.linear_parameters + self.other_parameters
 
+    def base_bytes(self, method: str) -> float:
+        """Of the frozen weights on a GPU."""
+        return (NF4_BYTES if method == "qlora" else 2.0) * self.linear_parameters + 2 * self.other_parameters
+
     def adapter_parameters(self, lora: Lora) -> int:
         """Of a LoRA on these layers: rank x (inputs + outputs) each, and one magnitude an output with DoRA.
 
@@ -91,6 +104,14 @@ TINY_SHAPE: Final = Shape(
 )
 """Of the built-in model. A test holds it to the config.json that the job writes."""
 
+LLAMA_8B: Final = Shape(
+    hidden=4096, layers=32, feed_forward=14336, heads=32, kv_heads=8, head_dim=128, vocabulary=128256, tied=False
+)
+LLAMA_70B: Final = Shape(
+    hidden=8192, layers=80, feed_forward=28672, heads=64, kv_heads=8, head_dim=128, vocabulary=128256, tied=False
+)
+"""Llama 3.1, whose numbers all measurements are of."""
+
 
 def shape_of(config: Mapping[str, Any]) -> Shape | str:
     """The shape that a config.json tells, or why none can be told."""
@@ -109,6 +130,18 @@ def shape_of(config: Mapping[str, Any]) -> Shape | str:
             vocabulary=int(config["vocab_size"]),
             tied=bool(config.get("tie_word_embeddings", kind in ("gemma", "gemma2", "cohere"))),
             gated=kind not in _TWO_MATRICES,
+            kind=kind,
+            activation=str(config.get("hidden_act") or "silu"),
+            window=_window(kind, config),
+            attention_dropout=float(config.get("attention_dropout") or 0.0),
         )
     except (KeyError, TypeError, ValueError, ZeroDivisionError):
         return "its config.json does not tell its shape"
+
+
+def _window(kind: str, config: Mapping[str, Any]) -> int | None:
+    """Where the key is left out, transformers 5.17 takes 4096 for Mistral, and none for Qwen2 unless it is told to."""
+    if not config.get("use_sliding_window", kind != "qwen2"):
+        return None
+    size = config.get("sliding_window", 4096 if kind in ("mistral", "qwen2") else None)
+    return None if size is None else int(size)

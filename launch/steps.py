@@ -14,7 +14,7 @@ from typing import Final, Literal
 
 from job.contract.recipe import Recipe
 from job.contract.records import Part
-from launch.speeds import Batch, batch_of
+from launch.roofline import Batch, batch_of
 
 PACKED_AT_ONCE: Final = 1000
 """Rows that TRL packs together (`datasets.map` in batches, the default of trl.data_utils.pack_dataset)."""
@@ -44,6 +44,11 @@ class Lengths:
         """Whether every row of the dataset is among them, in its order."""
         return len(self.tokens) == self.of_rows
 
+    @property
+    def longest(self) -> int | None:
+        """Tokens of the longest row; None where not all are known."""
+        return max(self.tokens, default=None) if self.whole else None
+
 
 class Work(Part):
     """What a recipe trains on a dataset."""
@@ -58,7 +63,10 @@ class Work(Part):
     batch_tokens: float
     """Of a mean micro-batch, padding included."""
     attended: float
+    within: float
     masked: bool
+    longest: int
+    """Tokens of the longest row, as far as it is known: else max_length."""
     cut_share: float
     """Of the rows, those longer than max_length."""
     spread: float
@@ -67,7 +75,7 @@ class Work(Part):
 
     @property
     def batch(self) -> Batch:
-        return Batch(self.batch_tokens, self.attended, self.masked)
+        return Batch(self.batch_tokens, self.attended, self.within, masked=self.masked)
 
 
 def work_of(recipe: Recipe, train: Lengths, held_out: Lengths | None) -> Work:
@@ -94,7 +102,7 @@ def work_of(recipe: Recipe, train: Lengths, held_out: Lengths | None) -> Work:
         evaluated = max(1, round(len(own) * _whole_over_sample(held_out)))
     batches = math.ceil(sequences / training.batch_size)
     steps = math.ceil(batches / training.gradient_accumulation)
-    batch = _mean_batch(recipe, trained, batches, sequences)
+    batch = _mean_batch(recipe, cut, trained, batches, sequences)
     return Work(
         tokens_per_epoch=tokens,
         sequences=sequences,
@@ -103,7 +111,9 @@ def work_of(recipe: Recipe, train: Lengths, held_out: Lengths | None) -> Work:
         evaluated_batches=math.ceil(evaluated / training.batch_size),
         batch_tokens=batch.tokens,
         attended=batch.attended,
+        within=batch.within,
         masked=batch.masked,
+        longest=max(cut, default=1) if train.whole else training.max_length,
         cut_share=sum(length > training.max_length for length in train.tokens) / len(train.tokens),
         spread=train.spread,
         basis=train.basis,
@@ -147,13 +157,14 @@ def _whole_over_sample(lengths: Lengths) -> float:
     return 1.0 if lengths.whole else lengths.of_bytes / sum(lengths.sizes)
 
 
-def _mean_batch(recipe: Recipe, sequences: Sequence[int], batches: int, count: int) -> Batch:
+def _mean_batch(recipe: Recipe, rows: Sequence[int], sequences: Sequence[int], batches: int, count: int) -> Batch:
     """The mean micro-batch. Packed sequences are laid end to end; others are padded to the longest of their batch."""
     training = recipe.training
     size = count / batches  # the last one may be smaller
     if training.packing:
         mean = sum(sequences) / len(sequences)
-        return batch_of(1, mean * size, packing=True)
+        row = sum(length**2 for length in rows) / sum(rows)  # that the mean token is in
+        return batch_of(1, mean * size, packing=True, row=row)
     longest = _mean_longest(sorted(sequences), training.batch_size)
     return batch_of(1, longest, packing=False)._replace(tokens=longest * size)
 

@@ -23,6 +23,7 @@ from job.contract.errors import FtjobError
 from job.contract.records import DatasetDigest
 from job.contract.supervision import Answer, Ask, Said
 from job.storage import Progress
+from launch.cache import keep_newest, use
 from launch.home import write_model
 
 INSTALL: Final = "pip install 'ftjob[launch]'"
@@ -50,6 +51,7 @@ def supervise(
     """
     path = cache / "check" / f"{_key(ask, train, held_out)}.json" if cache is not None else None
     if path is not None and (known := _read(path)) is not None:
+        use(path)
         return known
     found = ask_once(ask, progress)
     if path is not None and isinstance(found, Answer) and found.supervised is not None:
@@ -59,6 +61,7 @@ def supervise(
         if same:
             with suppress(FtjobError):  # a full disk, or one that is read-only: the answer is there
                 write_model(path, found)
+                keep_newest(path.parent)
     return found
 
 
@@ -113,15 +116,26 @@ def ask_once(ask: Ask, progress: Progress = lambda _: None) -> Answer | str:
         )
         try:
             found = _listen(process, ask, progress)
+            killed = found is None and _was_killed(process)
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
         if found is not None:
             return found
+        if killed:
+            return "the process that renders was killed: the machine may be short of memory"
         complaints.seek(0)
         last = (complaints.read().decode(errors="replace").strip().splitlines() or ["it said nothing"])[-1]
         return f"the process that renders ended without an answer: {last[:200]}"
+
+
+def _was_killed(process: subprocess.Popen[str]) -> bool:
+    """Whether a signal ended it, as the kernel does that runs out of memory. It has closed its stdout."""
+    try:
+        return process.wait(timeout=5) < 0
+    except subprocess.TimeoutExpired:
+        return False
 
 
 def _listen(process: subprocess.Popen[str], ask: Ask, progress: Progress) -> Answer | str | None:

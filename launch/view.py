@@ -68,6 +68,10 @@ class RunView(Part):
     held_out_loss: float | None = None
     """Of the adapter once it is published, else of the newest evaluation; nats."""
     tokens_per_second: float | None = None
+    mfu: float | None = None
+    """Share of the GPU's bf16 arithmetic, 0 to 1, over the same steps as the speed."""
+    memory_bytes: int | None = None
+    """Of the GPU, at the peak of those steps."""
     eta_seconds: float | None = None
     last_commit: Commit | None = None
     last_sign_of_life: AwareDatetime | None = None
@@ -156,6 +160,8 @@ def view_of(facts: Facts, described: Described, *, bucket: str, now: datetime) -
         loss=progress.loss,
         held_out_loss=facts.adapter.held_out_loss if facts.adapter else progress.held_out_loss,
         tokens_per_second=progress.tokens_per_second if alive else None,
+        mfu=progress.mfu if alive else None,
+        memory_bytes=progress.memory_bytes if alive else None,
         eta_seconds=progress.eta_seconds if alive else None,
         last_commit=_last_commit(facts, running, now),
         last_sign_of_life=sign.at if sign else None,
@@ -197,6 +203,8 @@ class _Progress:
     loss: float | None = None
     held_out_loss: float | None = None
     tokens_per_second: float | None = None
+    mfu: float | None = None
+    memory_bytes: int | None = None
     eta_seconds: float | None = None
 
 
@@ -224,10 +232,18 @@ def _progress(lines: Mapping[int, Sequence[MetricLine]]) -> _Progress:
         loss=reached.loss if reached else None,
         held_out_loss=evaluated[-1].held_out_loss if evaluated else None,
         tokens_per_second=sum(line.tokens for line in recent) / seconds if seconds > 0 else None,
+        mfu=_mfu(recent),
+        memory_bytes=max((line.memory_bytes for line in recent if line.memory_bytes is not None), default=None),
         eta_seconds=(total - step) * seconds / len(recent)
         if recent and total is not None and step is not None
         else None,
     )
+
+
+def _mfu(steps: Sequence[Step]) -> float | None:
+    known = [(line.mfu, line.seconds) for line in steps if line.mfu is not None]
+    seconds = sum(each for _, each in known)
+    return sum(mfu * each for mfu, each in known) / seconds if seconds > 0 else None
 
 
 def _last_commit(facts: Facts, running: int | None, now: datetime) -> Commit | None:

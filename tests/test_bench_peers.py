@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
 from tests.test_bench_steps import bench as steps
 from tests.test_bench_steps import quantised
@@ -52,6 +53,14 @@ def test_the_model_is_quantised_as_that_of_the_job_is() -> None:
     assert quantised(peers) == quantised(job)
     assert len(quantised(peers)) == 14
     assert peers.is_loaded_in_4bit
+
+
+def test_weights_are_given_back_in_the_dtype_of_the_checkpoint() -> None:
+    """Axolotl's kernels multiply bf16 activations by what bitsandbytes gives back, and by nothing else."""
+    model = bench.random_model(bench.SHAPES["tiny"], torch.bfloat16)
+    states = [weight.quant_state for weight in model.parameters() if hasattr(weight, "quant_state")]
+    assert len(states) == 14
+    assert {state.dtype for state in states} == {torch.bfloat16}
 
 
 def test_a_peer_that_is_not_there_or_fails_is_an_answer_of_one_line(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from job.contract.recipe import TINY_MODEL, BaseModelRef
 from job.model import load
 from job.weights import locate
 from launch.cards import CARDS
-from launch.speeds import OWN
+from launch.measured import OWN
 from tests.job.stack import bits
 
 SCRIPT = Path(__file__).parents[1] / "bench" / "steps.py"

@@ -24,7 +24,7 @@ HEAVY: Final = {"torch", "transformers", "peft", "trl", "bitsandbytes", "dataset
 MAY_IMPORT_HEAVY: Final = {
     *["job.model", "job.train", "job.callbacks", "job.evaluate", "job.speed"],
     *["job.batches", "job.loading", "job.randomness", "job.tensors", "job.tokenising"],
-    *["job.isolation", "job.memory", "job.rehearsal", "job.trainer", "job.fast"],
+    *["job.isolation", "job.memory", "job.rehearsal", "job.trainer", "job.fast", "job.utilisation"],
 }
 """The only modules, and packages of such, that may import them. Add one here only if it computes with them."""
 

@@ -54,6 +54,10 @@ class Step(Line):
     seconds: float
     rows: tuple[int, ...]
     """Line numbers of the dataset rows trained on: the sample ledger."""
+    mfu: float | None = None
+    """Share of the GPU's bf16 arithmetic that the model used, 0 to 1; None where either is unknown."""
+    memory_bytes: int | None = None
+    """Of the GPU, at the step's peak; None without one."""
 
 
 class Evaluated(Line):

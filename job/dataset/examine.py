@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from array import array
+from collections.abc import Collection, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +32,7 @@ class Examination:
         problems: at most `shown` of each kind, in order of line, those of the whole file first.
         counts: lines (or rows, or 1 for the file) that have each kind of problem, listed or not.
         digests: of the rows, for `shared_rows`.
+        copies: places of a row, and of one before it that is the same or nearly, in turns: for `shared_by_split`.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Examination:
     problems: tuple[Problem, ...]
     counts: dict[str, int]
     digests: RowDigests = field(repr=False)
+    copies: array[int] = field(repr=False)
 
 
 def examine(
@@ -102,13 +105,13 @@ def examine(
     found_digest = DatasetDigest(uri=uri or name, sha256=digest.hexdigest(), size=size, rows=rows)
     file_check = FileCheck(digest=found_digest, lines=total.lines, blank=total.blank, rows=rows, bad=total.bad)
     of_file = list(_of_file(total, marked=begins == _BOM, few_rows=few_rows))
-    _find_copies(total, shown)
+    copies = _find_copies(total, shown)
     for finding, count in of_file:
         total.counts[finding.code] += count
     lines = sorted(total.found, key=lambda each: each[0])
     problems = [problem_of(finding, file=name) for finding, _ in of_file]
     problems += [problem_of(finding, file=name, line=line) for line, finding in lines]
-    return Examination(name, file_check, tuple(problems), dict(total.counts), total.digests)
+    return Examination(name, file_check, tuple(problems), dict(total.counts), total.digests, copies)
 
 
 def shared_rows(train: Examination, held_out: Examination, *, listed: int = 5) -> list[Problem]:
@@ -142,6 +145,30 @@ def shared_rows(train: Examination, held_out: Examination, *, listed: int = 5) -
     return found
 
 
+def shared_by_split(rows: Examination, held_out: Collection[int], *, listed: int = 5) -> list[Problem]:
+    """Problems of copies of which some are trained and others are held out.
+
+    Args:
+        held_out: places of the rows that are held out.
+        listed: rows whose lines are told.
+    """
+    apart, lines = frozenset(held_out), rows.digests.lines
+    twins: dict[int, int] = {}
+    groups: dict[int, list[int]] = {}
+    for place, first in zip(rows.copies[0::2], rows.copies[1::2], strict=True):
+        groups.setdefault(first, [first]).append(place)
+    for group in groups.values():
+        trained = next((place for place in group if place not in apart), None)
+        if trained is not None:
+            twins.update((place, trained) for place in group if place in apart)
+    if not twins:
+        return []
+    told = ", ".join(f"line {lines[place]} (line {lines[twins[place]]})" for place in sorted(twins)[:listed])
+    more = ", …" if len(twins) > listed else ""
+    finding = find("shared-split", count=len(twins), rows=len(apart), lines=told + more)
+    return [problem_of(finding, file=rows.name)]
+
+
 def _of_file(total: Piece, *, marked: bool, few_rows: int) -> Iterator[tuple[Finding, int]]:
     """What only the whole file shows, and how many rows or lines it is about."""
     rows = len(total.digests)
@@ -161,8 +188,11 @@ def _of_file(total: Piece, *, marked: bool, few_rows: int) -> Iterator[tuple[Fin
         yield find("crlf", count=total.crlf), total.crlf
 
 
-def _find_copies(total: Piece, shown: int) -> None:
+def _find_copies(total: Piece, shown: int) -> array[int]:
     lines = total.digests.lines
+    copies = array("I")
     for code, pairs in (("duplicate", find_equal(total.digests)), ("near-duplicate", find_alike(total.digests))):
-        for place, first in pairs:
-            total.tell(lines[place], find(code, other=lines[first]), shown)
+        for pair in pairs:
+            copies.extend(pair)
+            total.tell(lines[pair[0]], find(code, other=lines[pair[1]]), shown)
+    return copies

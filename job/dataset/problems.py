@@ -177,6 +177,12 @@ KINDS: Final[dict[str, Kind]] = {
         "{count} of {rows} rows are about the same as rows of {other}: {lines}",
         "the held-out loss will look better than the model is: remove them from one of the files",
     ),
+    "shared-split": Kind(
+        "warning",
+        "{count} of the {rows} rows that are held out are the same as rows that are trained, or nearly: {lines}",
+        "the held-out loss will look better than the model is, and stop too late: remove the copies, or hold out a "
+        "file of its own",
+    ),
     # What was done with rows.
     "sharegpt": Kind("notice", "ShareGPT conversations, read as messages (rows: {count})", ""),
     "prompt-completion": Kind(

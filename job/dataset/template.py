@@ -162,7 +162,15 @@ class ChatTemplate:
         conversation = [{"role": role, "content": content} for role, content in turns]
         try:
             return self._tokenizer.apply_chat_template(conversation, **choices, **self.variables)
-        except (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+        except (
+            TemplateError,
+            TypeError,
+            ValueError,
+            LookupError,
+            AttributeError,
+            ArithmeticError,
+            RecursionError,
+        ) as error:
             # what a program in jinja can raise
             raise RowRefused(
                 "template-refuses",

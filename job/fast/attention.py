@@ -16,6 +16,11 @@ _SAYS_GROUPED: Final = "enable_gqa" in inspect.signature(varlen_attn).parameters
 """From torch 2.12 on; before, grouped heads are seen by their numbers."""
 
 
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Without waiting for what the GPU has still to do."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+
 @dataclass(frozen=True)
 class Documents:
     """How long each is. They share a batch and never see each other."""
@@ -28,9 +33,7 @@ class Documents:
     def of(cls, lengths: Sequence[int], device: torch.device) -> Documents:
         ends = torch.tensor(lengths, dtype=torch.int32).cumsum(0, dtype=torch.int32)
         starts = torch.cat((torch.zeros(1, dtype=torch.int32), ends))
-        if device.type == "cuda":
-            starts = starts.pin_memory().to(device, non_blocking=True)
-        return cls(tuple(lengths), starts)
+        return cls(tuple(lengths), to_device(starts, device))
 
     @property
     def tokens(self) -> int:

@@ -47,13 +47,13 @@ class Fp8Weight:
         return self._multiply(small or self._quantise(dy), weight, self._of_columns)
 
     @property
-    def _is_nf4(self) -> bool:
-        return all(frozen.is_nf4 and frozen.stored.is_cuda for frozen in self._group.frozen)
+    def _by_triton(self) -> bool:
+        return all(frozen.by_triton for frozen in self._group.frozen)
 
     def _by_rows(self) -> Tensor:
         """(N, K)."""
         group = self._group
-        if self._is_nf4:
+        if self._by_triton:
             from job.fast.nf4 import dequantise
 
             out = torch.empty(group.outputs, group.inputs, dtype=FP8, device=self._of_rows.device)
@@ -65,7 +65,7 @@ class Fp8Weight:
     def _by_columns(self) -> Tensor:
         """(K, N)."""
         group = self._group
-        if self._is_nf4:
+        if self._by_triton:
             from job.fast.nf4 import dequantise
 
             out = torch.empty(group.inputs, group.outputs, dtype=FP8, device=self._of_rows.device)

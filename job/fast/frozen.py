@@ -19,23 +19,27 @@ class Frozen:
     stored: Tensor
     state: Any
     bias: Tensor | None
+    compiled: bool
+    """Whether Triton works here."""
 
     @classmethod
-    def of(cls, linear: Any) -> Frozen:
+    def of(cls, linear: Any, *, compiled: bool) -> Frozen:
         """The weight of a torch or bitsandbytes linear."""
-        weight = linear.weight
-        bias = getattr(linear, "bias", None)
-        return cls(linear.out_features, linear.in_features, weight.data, getattr(weight, "quant_state", None), bias)
+        weight, bias = linear.weight, getattr(linear, "bias", None)
+        state = getattr(weight, "quant_state", None)
+        return cls(linear.out_features, linear.in_features, weight.data, state, bias, compiled)
 
     @property
     def device(self) -> torch.device:
         return self.stored.device
 
     @property
-    def is_nf4(self) -> bool:
-        """NF4 in blocks of 64 with double quantisation, as QLoRA has it."""
+    def by_triton(self) -> bool:
+        """Whether job/fast/nf4.py dequantises it: NF4 in blocks of 64 with double quantisation, as QLoRA has it."""
         state = self.state
-        return state is not None and state.quant_type == "nf4" and state.blocksize == 64 and state.nested
+        if state is None or not (self.compiled and self.stored.is_cuda):
+            return False
+        return bool(state.quant_type == "nf4" and state.blocksize == 64 and state.nested)
 
     def dense(self, dtype: torch.dtype, *, out: Tensor | None = None) -> Tensor:
         """The matrix, in `out` where that is given."""
@@ -43,7 +47,7 @@ class Frozen:
             if out is None:
                 return self.stored if self.stored.dtype == dtype else self.stored.to(dtype)
             return out.copy_(self.stored)
-        if self.is_nf4 and self.stored.is_cuda:
+        if self.by_triton:
             from job.fast.nf4 import dequantise
 
             out = torch.empty(self.outputs, self.inputs, dtype=dtype, device=self.device) if out is None else out

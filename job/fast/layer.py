@@ -8,18 +8,16 @@ again, or keeps its input alone.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from job.contract.fast_path import Keep
 from job.fast.attention import Documents, attend
 from job.fast.kernels import Kernels
 from job.fast.linear import Group
 from job.fast.pointwise import Small
-
-Keep = Literal["all", "no gate and up", "input"]
-"""What a layer remembers for its backward pass, from the fastest to the smallest."""
 
 
 @dataclass(frozen=True)
@@ -53,10 +51,11 @@ class Layer:
 
     def __init__(self, module: Any, kernels: Kernels, *, keep: Keep = "all") -> None:
         attention, mlp = module.self_attn, module.mlp
-        self.qkv = Group([attention.q_proj, attention.k_proj, attention.v_proj])
-        self.o = Group([attention.o_proj])
-        self.gate_up = Group([mlp.gate_proj, mlp.up_proj])
-        self.down = Group([mlp.down_proj])
+        compiled = kernels.compiled
+        self.qkv = Group([attention.q_proj, attention.k_proj, attention.v_proj], compiled=compiled)
+        self.o = Group([attention.o_proj], compiled=compiled)
+        self.gate_up = Group([mlp.gate_proj, mlp.up_proj], compiled=compiled)
+        self.down = Group([mlp.down_proj], compiled=compiled)
         self.norm_1 = module.input_layernorm
         self.norm_2 = module.post_attention_layernorm
         self.head_dim = attention.head_dim

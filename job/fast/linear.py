@@ -36,12 +36,13 @@ def refresh(groups: Sequence[Group], dtype: torch.dtype) -> None:
 class Group:
     """K inputs, N outputs of all members side by side, R the sum of their ranks (0 without an adapter)."""
 
-    def __init__(self, members: Sequence[Any]) -> None:
+    def __init__(self, members: Sequence[Any], *, compiled: bool = False) -> None:
         """
         Args:
             members: PEFT's LoRA layers around linears, or linears.
+            compiled: whether Triton works here.
         """
-        self.frozen = [Frozen.of(getattr(member, "base_layer", member)) for member in members]
+        self.frozen = [Frozen.of(getattr(member, "base_layer", member), compiled=compiled) for member in members]
         self.outputs = sum(frozen.outputs for frozen in self.frozen)
         self.inputs = self.frozen[0].inputs
         self._adapted = [(at, m) for at, m in enumerate(members) if hasattr(m, "lora_A")]

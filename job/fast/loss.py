@@ -6,15 +6,13 @@ Source of the idea: Wijmans et al. 2024, arXiv:2411.09009, and Liger-Kernel's fu
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from job.contract.fast_path import CHUNK_BYTES
 from job.fast.kernels import Kernels
-
-CHUNK_BYTES: Final = 1 << 30
-"""Of logits. Large enough for the multiplications to be at their best, small beside the rest."""
 
 
 class HeadLoss(torch.autograd.Function):

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from job.fast.attention import Documents
+from job.contract.fast_path import Keep, why_plain
+from job.fast.attention import Documents, to_device
 from job.fast.fp8 import Fp8Weight
 from job.fast.kernels import Kernels, in_torch
-from job.fast.layer import Keep, Layer, Where
+from job.fast.layer import Layer, Where
 from job.fast.linear import refresh
 from job.fast.loss import HeadLoss
-
-ARCHITECTURES: Final = frozenset({"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM"})
-"""Whose layers are the one of job/fast/layer.py: RMSNorm, rotary q and k, grouped attention, SwiGLU."""
 
 
 def why_not(model: Any, *, dropout: float, dora: bool, longest: int) -> str | None:
@@ -28,22 +26,16 @@ def why_not(model: Any, *, dropout: float, dora: bool, longest: int) -> str | No
     """
     inner = model.get_base_model()
     config = inner.config
-    name = type(inner).__name__
-    if name not in ARCHITECTURES:
-        return f"{name} has another layer than Llama"
-    if dora:
-        return "DoRA"
-    if dropout:
-        return "dropout"
-    if config.hidden_act != "silu":
-        return f"its activation is {config.hidden_act}"
-    window = getattr(config, "sliding_window", None)
-    if window is not None and getattr(config, "use_sliding_window", True) and window < longest:
-        return f"its attention sees {window} tokens back"
-    adapted = {n.rpartition(".lora_A")[0].rpartition(".")[2] for n, _ in model.named_parameters() if ".lora_A" in n}
-    if other := adapted - {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}:
-        return f"it adapts {', '.join(sorted(other))}"
-    return None
+    return why_plain(
+        architecture=type(inner).__name__,
+        activation=config.hidden_act,
+        window=getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None,
+        longest=longest,
+        dropout=dropout or getattr(config, "attention_dropout", 0),
+        dora=dora,
+        # Of an embedding they are called lora_embedding_A.
+        adapted={n.partition(".lora_")[0].rpartition(".")[2] for n, _ in model.named_parameters() if ".lora_" in n},
+    )
 
 
 class FastModel:
@@ -78,6 +70,16 @@ class FastModel:
                 if not group.fp8_forward:
                     group.keep(self.dtype)
 
+    def states(self, tokens: Tensor, documents: Documents) -> Tensor:
+        """What the last norm reads, (M, h). `tokens`: (M), documents end to end."""
+        refresh([group for layer in self.layers for group in layer.groups], self.dtype)
+        x: Tensor = self._inner.model.embed_tokens(tokens).detach()
+        cos, sin = self._rotation(documents, tokens.device)
+        where = Where(documents, cos, sin)
+        for layer in self.layers:
+            x = layer(x, where)
+        return x
+
     def loss(self, tokens: Tensor, documents: Documents, positions: Tensor, targets: Tensor, count: Any) -> Tensor:
         """Mean loss in nats.
 
@@ -86,22 +88,15 @@ class FastModel:
             positions, targets: (P): from which token which one is predicted.
             count: what the sum is divided by.
         """
-        refresh([group for layer in self.layers for group in layer.groups], self.dtype)
-        inner = self._inner.model
-        x = inner.embed_tokens(tokens).detach()
-        cos, sin = self._rotation(documents, tokens.device)
-        where = Where(documents, cos, sin)
-        for layer in self.layers:
-            x = layer(x, where)
-        head = self._inner.lm_head.weight
+        x, norm, head = self.states(tokens, documents), self._inner.model.norm, self._inner.lm_head.weight
         found: Tensor = HeadLoss.apply(  # type: ignore[no-untyped-call]
-            x, inner.norm, head, positions, targets, count, self._kernels
+            x, norm, head, positions, targets, count, self._kernels
         )
         return found
 
     def _rotation(self, documents: Documents, device: torch.device) -> tuple[Tensor, Tensor]:
         """cos and sin of every token, (M, D/2)."""
-        positions = documents.positions.to(device)
+        positions = to_device(documents.positions, device)
         wide = torch.zeros(1, dtype=torch.float64 if self.dtype == torch.float64 else torch.float32, device=device)
         cos, sin = self._inner.model.rotary_emb(wide, position_ids=positions.unsqueeze(0))
         half = cos.shape[-1] // 2

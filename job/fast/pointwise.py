@@ -16,6 +16,8 @@ FP8: Final = torch.float8_e4m3fn
 FP8_LARGEST: Final = 448.0
 """Largest finite e4m3 (Micikevicius et al. 2022, arXiv:2209.05433)."""
 
+compiled: Final = False
+
 Small = tuple[Tensor, Tensor]
 """A matrix in e4m3, (M, K), and what its rows are to be multiplied by, (M, 1) in fp32."""
 

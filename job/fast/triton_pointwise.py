@@ -17,6 +17,8 @@ from torch import Tensor
 
 from job.fast.pointwise import FP8, FP8_LARGEST, Small
 
+compiled: Final = True
+
 COLUMNS: Final = 2048
 """Of a row that is read in pieces."""
 WARPS: Final = 8

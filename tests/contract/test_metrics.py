@@ -69,3 +69,11 @@ def test_any_bytes_are_lines_or_damaged(data: bytes) -> None:
     except Damaged:
         return
     assert parsed == []
+
+
+def test_a_step_of_before_speed_was_told_is_still_a_step() -> None:
+    old = step(3).model_dump(mode="json", exclude={"mfu", "memory_bytes"})
+    [found] = parse_lines(json.dumps(old).encode() + b"\n", name="x")
+    assert found == step(3)
+    assert isinstance(found, Step)
+    assert (found.mfu, found.memory_bytes) == (None, None)

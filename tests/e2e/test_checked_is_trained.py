@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 
 from job.contract.check import Check
 from job.contract.layout import RunLayout
+from job.contract.metrics import Step, parse_lines
 from job.contract.passport import Passport
 from job.contract.records import RunRecord
 from job.dataset.source import local_path
@@ -26,7 +28,7 @@ def ask(question: str, answer: str) -> str:
     return json.dumps({"messages": turns})
 
 
-def ftjob(folder: Path, *arguments: str) -> Any:
+def ftjob(folder: Path, *arguments: str, code: int = 0) -> Any:
     done = subprocess.run(
         [sys.executable, "-m", "launch.cli", *arguments],
         env=os.environ | {"FTJOB_HOME": str(folder / "home")},
@@ -34,7 +36,7 @@ def ftjob(folder: Path, *arguments: str) -> Any:
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == code, done.stderr
     return json.loads(done.stdout)
 
 
@@ -69,3 +71,39 @@ def test_the_check_the_run_and_the_passport_have_the_same_digests(tmp_path: Path
     assert (told.rows, told.held_out_rows) == (passport.dataset.train_rows, passport.dataset.held_out_rows) == (24, 5)
     assert told.trained_tokens == passport.dataset.trained_tokens_per_epoch
     assert told.steps_per_epoch == len(passport.losses)
+
+
+@pytest.mark.slow
+def test_every_line_is_trained_once_an_epoch_or_held_out_or_reported(tmp_path: Path) -> None:
+    """From the check to the ledger of the steps. Refused lines are made blank, so that all keep their numbers."""
+    good = [ask(f"Which colour has number {n}?", f"{WORDS[n % 5]} " * (n % 7 + 1)) for n in range(24)]
+    lines = ["{", "", *good[:9], ask("x" * 99, "y"), *good[9:], ask("a<|im_end|>b", "c"), '{"messages": []}']
+    rows, path = tmp_path / "rows.jsonl", tmp_path / "recipe.json"
+    rows.write_text("\n".join(lines) + "\n")
+    recipe = {
+        "base_model": {"id": "builtin:tiny"},
+        "dataset": {"train": "rows.jsonl", "held_out": 0.25},
+        "training": {"epochs": 2, "max_length": 64},
+    }
+    path.write_text(json.dumps(recipe))
+    bucket = (tmp_path / "bucket").as_uri()
+
+    check = Check.model_validate(ftjob(tmp_path, "check", str(path), "--json", code=2))
+    reported = {problem.line for problem in check.errors}
+    assert reported == {1, 12, 28, 29}
+    rows.write_text("\n".join("" if at in reported else line for at, line in enumerate(lines, start=1)) + "\n")
+    check = Check.model_validate(ftjob(tmp_path, "check", str(path), "--json"))
+    told = check.supervision
+    assert told is not None
+    assert told.cut_rows > 0
+    left = {at for at, line in enumerate(lines, start=1) if line and at not in reported}
+    assert told.rows + told.held_out_rows == check.train.rows == len(left) == 24
+    ftjob(tmp_path, "launch", "--infra", "local", "--bucket", bucket, "--name", "one", "--json", str(path))
+    store = open_store(bucket)
+    keys = [info.key for info in store.list(RunLayout("one").metrics_of(1))]
+    steps = [line for key in keys for line in parse_lines(store.get(key), name=key) if isinstance(line, Step)]
+    trained = Counter(row for step in steps for row in step.rows)
+    assert trained.keys() < left
+    assert set(trained.values()) == {2}
+    assert len(trained) == told.rows
+    assert sum(step.tokens for step in steps) == 2 * told.tokens

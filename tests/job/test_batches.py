@@ -117,6 +117,7 @@ def test_the_ledger_names_the_rows_and_counts_their_tokens(packing: bool, found:
         rows=tuple(range(1, len(rows) + 1)),
         tokens=sum(found),
         trained=sum(one.trained_tokens for one in rows),
+        pairs=sum(n * (n + 1) // 2 for n in found),
     )
 
 

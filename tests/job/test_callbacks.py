@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from job.batches import Ledger, Metered, StepMeter
 from job.callbacks import (
@@ -26,6 +28,7 @@ from job.health import PATIENCE
 from job.notice import Notice
 from job.progress import Progress
 from job.train import Training
+from job.utilisation import Cost, Utilisation
 from tests.job.stack import tiny_recipe
 
 NEVER, ALWAYS = 3600.0, 0.0
@@ -63,8 +66,8 @@ def test_an_interval_is_neither_shorter_than_the_shortest_nor_than_an_upload() -
 
 def test_the_meter_adds_up_batches_and_begins_anew_when_it_is_read() -> None:
     meter = StepMeter()
-    meter.add(Ledger(rows=(3, 9), tokens=20, trained=7))
-    meter.add(Ledger(rows=(1,), tokens=5, trained=2))
+    meter.add(Ledger(rows=(3, 9), tokens=20, trained=7, pairs=110))
+    meter.add(Ledger(rows=(1,), tokens=5, trained=2, pairs=15))
     taken = meter.take()
     rows, tokens, trained, seconds = taken.rows, taken.tokens, taken.trained, taken.seconds
     assert (rows, tokens, trained) == ((3, 9, 1), 25, 9)
@@ -90,6 +93,8 @@ class Played:
         epochs: int = 3,
         stopping: EarlyStopping | None = None,
         at_evaluation: Callable[[Notice], None] = lambda _: None,
+        utilisation: Utilisation | None = None,
+        memory_bytes: int | None = None,
     ) -> None:
         how = {"epochs": epochs, "early_stopping": stopping.model_dump() if stopping else None}
         self.recipe: Recipe = tiny_recipe(training=how)
@@ -104,7 +109,8 @@ class Played:
         self._held_out = iter(held_out or [])
         self.evaluates = held_out is not None
         self._at_evaluation = at_evaluation
-        self._meter = StepMeter()
+        self._meter = StepMeter(utilisation)
+        self.memory_bytes = memory_bytes
         self.steering = Steering(
             cast(Training, self),
             self.notice,
@@ -117,7 +123,7 @@ class Played:
     # What Steering asks of a training.
 
     def take_meter(self) -> Metered:
-        return self._meter.take()
+        return replace(self._meter.take(), memory_bytes=self.memory_bytes)
 
     def evaluate(self) -> float | None:
         self.happened.append("evaluate")
@@ -140,7 +146,7 @@ class Played:
 
     def step(self, *, loss: float = 1.0, norm: float = 0.5) -> None:
         number = self.progress.step + 1
-        self._meter.add(Ledger(rows=(number, number + 100), tokens=30, trained=10))
+        self._meter.add(Ledger(rows=(number, number + 100), tokens=30, trained=10, pairs=465))
         state = SimpleNamespace(global_step=number, epoch=number / self.steps_per_epoch, max_steps=6)
         logs: dict[str, Any] = {"loss": loss, "grad_norm": norm, "learning_rate": 0.001}
         self.steering.on_step_end(None, state, self.control)
@@ -165,6 +171,32 @@ def test_a_step_is_written_down_with_what_it_trained() -> None:
     assert (line.rows, line.tokens) == ((1, 101), 30)
     assert line.seconds >= 0
     assert (played.progress.step, played.progress.trained_tokens) == (1, 10)
+
+
+def test_a_step_tells_speed_utilisation_and_memory_in_the_log_and_on_record() -> None:
+    played = Played(utilisation=Utilisation(Cost(of_token=2, of_pair=0), peak=100.0), memory_bytes=2**30)
+    played._meter._started -= 2.0  # so long ago
+    with capture_logs() as logs:
+        played.step()
+    [line] = played.lines
+    assert isinstance(line, Step)
+    [said] = [event for event in logs if event["event"] == "step"]
+    assert said["tokens_per_second"] == pytest.approx(15, rel=0.02)
+    assert said["mfu"] == pytest.approx(0.3, rel=0.02)
+    assert line.mfu == pytest.approx(0.3, rel=0.02)
+    assert said["memory_bytes"] == line.memory_bytes == 2**30
+
+
+def test_on_a_cpu_a_step_tells_no_utilisation_and_no_memory() -> None:
+    played = Played()
+    with capture_logs() as logs:
+        played.step()
+    [said] = [event for event in logs if event["event"] == "step"]
+    assert said["tokens_per_second"] > 0
+    assert (said["mfu"], said["memory_bytes"]) == (None, None)
+    [line] = played.lines
+    assert isinstance(line, Step)
+    assert (line.mfu, line.memory_bytes) == (None, None)
 
 
 def test_without_interval_and_notice_only_epochs_are_saved_after_they_are_evaluated() -> None:

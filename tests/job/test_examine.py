@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from job.contract.errors import DatasetInvalid, FtjobError
 from job.dataset.duplicates import RowDigests, find_alike, find_equal
-from job.dataset.examine import Examination, examine, shared_rows
+from job.dataset.examine import Examination, examine, shared_by_split, shared_rows
 from job.dataset.problems import FEW_ROWS, KINDS
 from job.dataset.reader import LineRefused, read_line, read_rows, whole_lines
 from job.dataset.schema import MOST_LINE
@@ -80,7 +80,7 @@ def test_the_job_refuses_what_the_check_refuses_and_for_the_first_of_its_reasons
 
 
 def test_every_kind_of_problem_is_seen_in_the_corpus_and_its_hint_says_what_to_do() -> None:
-    of_two_files, of_size = {"shared", "all-shared", "shared-near"}, {"line-too-long"}
+    of_two_files, of_size = {"shared", "all-shared", "shared-near", "shared-split"}, {"line-too-long"}
     assert {code for broken in CORPUS.values() for code, _, _ in broken.said} == KINDS.keys() - of_two_files - of_size
     assert all(kind.hint for kind in KINDS.values() if kind.severity != "notice")
     assert len(CORPUS) >= 60
@@ -412,6 +412,21 @@ def test_rows_of_both_files_are_told_with_both_lines(tmp_path: Path) -> None:
     ]
     held_out = b"".join(map(chat, range(8))) + chat(30)
     assert shared(tmp_path, train, held_out)[0][2].endswith("line 5 (there 5), …")
+
+
+def test_copies_that_a_split_separates_are_told(tmp_path: Path) -> None:
+    nearly = turns(user(LONG + " more"), assistant("b"))
+    rows = chat(0) + chat(1) + b"\n" + chat(0) + chat(2) + chat(0) + turns(user(LONG), assistant("b")) + nearly
+    seen = examine(write(tmp_path, rows), name="rows", few_rows=0)
+
+    def said(*held_out: int) -> list[str]:
+        return [problem.text for problem in shared_by_split(seen, held_out)]
+
+    assert said() == said(1) == said(0, 2, 4) == []
+    assert said(4, 1)[0].startswith("rows: 1 of the 2 rows that are held out")
+    assert said(4, 1)[0].endswith("line 6 (line 1)")
+    assert said(0, 2)[0].endswith("line 1 (line 6), line 4 (line 6)")
+    assert said(6)[0].endswith("line 8 (line 7)")
 
 
 def test_held_out_rows_that_are_all_trained_are_refused(tmp_path: Path) -> None:

@@ -10,9 +10,9 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
+from job.contract.fast_path import Keep
 from job.fast import pointwise
 from job.fast.attention import Documents, attend
-from job.fast.layer import Keep
 from job.fast.linear import Group
 from job.fast.model import FastModel, why_not
 
@@ -167,6 +167,10 @@ def test_what_it_cannot_compute_is_named() -> None:
     assert why_not(llama, dropout=0.05, dora=False, longest=20) == "dropout"
     assert why_not(llama, dropout=0, dora=True, longest=20) == "DoRA"
     assert "another layer" in (why_not(made(Qwen3Config(**SMALL)), dropout=0, dora=False, longest=20) or "")
+    dropping = made(LlamaConfig(**SMALL, attention_dropout=0.1))
+    assert why_not(dropping, dropout=0, dora=False, longest=20) == "dropout"
+    embedding = made(LlamaConfig(**SMALL), target_modules=["q_proj", "embed_tokens"])
+    assert "embed_tokens" in (why_not(embedding, dropout=0, dora=False, longest=20) or "")
     window = made(MistralConfig(**SMALL, sliding_window=10))
     assert why_not(window, dropout=0, dora=False, longest=10) is None
     assert "10 tokens" in (why_not(window, dropout=0, dora=False, longest=11) or "")

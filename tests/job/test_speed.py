@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from job.contract.errors import ModelInvalid
-from job.speed import Shape, speed_up, what_to_keep
+from job.contract.fast_path import Shape, what_to_keep
+from job.speed import speed_up
 from job.weights import Base
 from tests.job.stack import adapted, tiny_recipe
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +18,16 @@ from job.contract.check import Check
 from job.contract.errors import DatasetInvalid, ModelInvalid
 from job.contract.recipe import read_recipe
 from job.contract.records import RunRecord
+from job.contract.supervision import ShownRow, Token
 from job.storage import open_store
+from job.tiny import CHAT_TEMPLATE
+from launch.checking import THOROUGH_BYTES
 from launch.cli import cli
 from launch.facts import TINY_CONTROL_TOKENS
+from launch.render_check import row_text
 from launch.resolve import resolve
 from tests.hubserver import HubServer
-from tests.launch.kit import Desk, make_recipe, shared_cache, small_model, write_small_model
+from tests.launch.kit import Desk, make_recipe, shared_cache, small_model, wait_for, write_small_model
 
 ROOT = Path(__file__).parents[2]
 GOOD = {"messages": [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}]}
@@ -145,7 +151,7 @@ def test_rows_are_shown_token_by_token_without_colours_too(tmp_path: Path) -> No
     done = check(path, "--show", "3")
     shown = done.stdout
     assert shown.index("line 2: ") < shown.index("line 4: ") < shown.index("line 3: ")  # first, longest, shortest
-    assert "<|im_start|>user⏎\nGrüße 🙂<|im_end|>⏎\n<|im_start|>assistant⏎\n⟦one⏎\ntwo<|im_end|>⏹⟧⏎\n" in shown
+    assert "<|im_start|>user⏎\nGrüße 🙂<|im_end|>⏎\n<|im_start|>assistant⏎\n⟦o┊n┊e┊⏎\n┊t┊w┊o┊<|im_end|>⏹⟧⏎\n" in shown
     assert "\x1b" not in shown
 
 
@@ -155,9 +161,19 @@ def test_a_row_that_is_cut_is_shown_as_far_as_it_is_trained(tmp_path: Path) -> N
     write_rows(tmp_path, ask("q", "abcdefghijklmnopqrstuvwxyz" * 4), GOOD)
     done = check(path, "--show", "1")
     shown = done.stdout.partition("\nline 1: ")[2].partition("\nrows ")[0]
-    assert "⟦abcdefghijklmno" in shown
+    assert "⟦a┊b┊c┊d┊e┊f┊g┊h" in shown
     assert "⏹⟧" not in shown
     assert "and the stop token" in done.stdout
+
+
+def test_neighbouring_tokens_differ_in_colour_where_there_are_colours() -> None:
+    tokens = [Token(text=text, trained=at > 2, is_stop=at == 6) for at, text in enumerate("abcdef.")]
+    text = row_text(ShownRow(line=1, tokens=tuple(tokens), of_tokens=7), colours=True)
+    assert text.plain.endswith("abc⟦def.⏹⟧\n")
+    assert not str(text.style)  # or every token would have it
+    styles = [str(span.style) for span in text.spans if text.plain[span.start : span.end] in set("abcdef.")]
+    assert len(styles) == 7
+    assert all(one != other for one, other in pairwise(styles))
 
 
 def test_showing_rows_is_not_for_programs(tmp_path: Path) -> None:
@@ -263,6 +279,91 @@ def test_the_built_in_models_control_tokens_are_those_that_the_job_writes(tmp_pa
     from job.dataset.control import control_tokens
 
     assert control_tokens(write_small_model(tmp_path)) == TINY_CONTROL_TOKENS
+
+
+def test_a_folder_that_was_written_like_a_hub_id_is_told_apart(tmp_path: Path) -> None:
+    write_small_model(tmp_path / "org" / "mine")
+    found, _ = check_json(make_recipe(tmp_path, base_model={"id": "org/mine"}))
+    assert "for the folder beside the recipe write ./org/mine" in found.not_checked
+
+
+def with_template(folder: Path, template: str) -> Path:
+    """A recipe whose base model has this chat template."""
+    config = json.loads(small_model()["tokenizer_config.json"]) | {"chat_template": template}
+    write_small_model(folder / "model", **{"tokenizer_config.json": json.dumps(config).encode()})
+    return make_recipe(folder / "r", base_model={"id": "../model"})
+
+
+UNRENDERABLE = "{% set room = 'x' * 10 ** 18 %}" + CHAT_TEMPLATE
+"""It asks for more memory than there can be."""
+
+
+def test_rows_that_could_not_be_rendered_are_not_trained(tmp_path: Path) -> None:
+    path = with_template(tmp_path, UNRENDERABLE)
+    with pytest.raises(ModelInvalid, match=r"could not be rendered.*MemoryError") as caught:
+        resolve(read_recipe(path), folder=path.parent, bucket="s3://mine")
+    assert "--anyway" in caught.value.hint
+
+
+@pytest.mark.slow
+def test_rows_that_could_not_be_rendered_are_trained_if_a_person_says_so(tmp_path: Path) -> None:
+    path = with_template(tmp_path, UNRENDERABLE)
+    found, code = check_json(path)
+    assert code == 2
+    assert [problem.code for problem in found.errors] == ["not-rendered"]
+    resolved = resolve(read_recipe(path), folder=path.parent, bucket="s3://mine", anyway=True)
+    assert resolved.check.supervision is None
+    assert resolved.check.not_checked == "the rows could not be rendered"
+    assert [p.severity for p in resolved.check.problems if p.code == "not-rendered"] == ["warning"]
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_while_it_renders_refuses_the_launch(tmp_path: Path) -> None:
+    path = make_recipe(tmp_path)
+    write_rows(tmp_path, *[ask(f"question {n}", "word " * 50) for n in range(5_000)])
+    command = [sys.executable, "-m", "launch.cli", "check", str(path), "--json"]
+    variables = os.environ | {"FTJOB_HOME": str(tmp_path / "home")}
+    with subprocess.Popen(command, cwd=ROOT, env=variables, stdout=subprocess.PIPE, text=True) as process:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        os.kill(int(wait_for(lambda: children.read_text().split())[0]), signal.SIGKILL)
+        said, _ = process.communicate()
+    assert process.returncode == 2
+    errors = Check.model_validate_json(said).errors
+    assert [problem.code for problem in errors] == ["not-rendered"]
+    assert "was killed: the machine may be short of memory" in errors[0].message
+
+
+@pytest.mark.slow
+def test_of_many_rows_with_errors_one_says_what_is_wrong_with_the_base_model(tmp_path: Path) -> None:
+    path = with_template(tmp_path, "")
+    rows = [ask("x" * 100_000 + str(n), "y") for n in range(THOROUGH_BYTES // 100_000)]
+    write_rows(path.parent, *rows, "{")
+    found, code = check_json(path)
+    assert code == 2
+    assert [problem.code for problem in found.errors] == ["json", "model"]
+    assert "rendered when there are no errors" in found.not_checked
+    write_rows(make_recipe(tmp_path, training={"max_length": 64}).parent, *rows, "{")
+    found, _ = check_json(tmp_path / "recipe.json")
+    assert [problem.code for problem in found.errors] == [
+        "json"
+    ]  # and not, after minutes, 40 prompts that are too long
+
+
+@pytest.mark.slow
+def test_what_a_template_does_to_every_row_is_told_once_with_its_count(tmp_path: Path) -> None:
+    earlier = CHAT_TEMPLATE.replace(
+        "message['content'] + '<|im_end|>' -", "('' if loop.last else '~') + message['content'] + '<|im_end|>' -"
+    )
+    path = with_template(tmp_path, earlier)
+    write_rows(
+        path.parent,
+        *[{"messages": ask(f"q{n}", "a")["messages"] + ask("and?", f"b{n}")["messages"]} for n in range(30)],
+    )
+    found, code = check_json(path)
+    assert code == 0
+    assert [(p.line, p.code) for p in found.problems if p.line] == [(1, "earlier-turns-differ")]
+    assert found.counts["earlier-turns-differ"] == 30
+    assert "... and 29 more of this kind" in check(path).stdout
 
 
 # ------------------------------------------------------------------------------------------------------ plan and launch

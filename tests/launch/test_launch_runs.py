@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from job.contract.errors import AccessRefused, RunUnknown, Unreachable
 from job.contract.layout import Key, RunLayout, Uri
@@ -16,7 +18,8 @@ from job.contract.records import AttemptClaim, AttemptEnd, Hardware, RunRecord
 from job.contract.status import BackendState, Status
 from job.storage import ObjectInfo, Progress, Store
 from launch.backend import Described
-from launch.runs import RunReader, list_runs
+from launch.render import PlainDisplay, progress_line
+from launch.runs import Poll, RunReader, list_runs
 from launch.view import Facts, exit_code_of, view_of
 from tests.contract import examples
 from tests.launch.kit import Desk
@@ -143,10 +146,28 @@ def test_the_numbers_of_a_run_that_goes_on(record: RunRecord) -> None:
     assert (view.epoch, view.epochs, view.step, view.total_steps) == (0.4, 3, 4, 10)
     assert (view.loss, view.held_out_loss) == (4.6, 2.5)
     assert (view.tokens_per_second, view.eta_seconds) == (50, 12)
+    assert (view.mfu, view.memory_bytes) == (None, None)
     assert view.last_commit is not None
     assert (view.last_commit.step, view.last_commit.age_seconds, view.last_commit.is_old) == (4, 60, False)
     assert view.last_sign_of_life == at(6)
     assert view.adapter is None
+
+
+def test_of_a_gpu_the_share_of_its_arithmetic_and_its_memory_are_told(record: RunRecord) -> None:
+    on_a_gpu = [
+        step(1, seconds=1.0).model_copy(update={"mfu": 0.2, "memory_bytes": 5 * 2**30}),
+        step(2, seconds=3.0).model_copy(update={"mfu": 0.6, "memory_bytes": 4 * 2**30}),
+    ]
+    facts = Facts(record, claims={1: claim(1)}, lines={1: [restored(0), *on_a_gpu]})
+    view = view_of(facts, Described(BackendState.ALIVE), bucket="b", now=at(60))
+    assert view.mfu == pytest.approx(0.5)
+    assert view.memory_bytes == 5 * 2**30
+    assert "50 tokens/s · MFU 50% · 5.0 GiB · ETA" in progress_line(view)
+    text = io.StringIO()
+    PlainDisplay(Console(file=text)).show(Poll(view, Described(BackendState.ALIVE), ((1, on_a_gpu[1]),)))
+    assert "33 tokens/s · MFU 60% · 4.0 GiB · ETA" in text.getvalue()
+    over = view_of(facts, Described(BackendState.FAILED), bucket="b", now=at(60))
+    assert (over.mfu, over.memory_bytes) == (None, None)
 
 
 def test_after_a_resume_the_step_is_the_newest_attempts(record: RunRecord) -> None:
