@@ -176,7 +176,7 @@ def build(shape: Shape, recipe: Recipe) -> Any:
         model = AutoModelForCausalLM.from_config(_config(shape), dtype=compute)
     quantiser.preprocess_model(model, dtype=compute, device_map={"": device})
     for module in model.modules():
-        _fill(module, device)
+        _fill(module, device, compute)
     # Its frequencies are no weights: they are computed when it is made.
     with device:
         model.model.rotary_emb = type(model.model.rotary_emb)(config=model.config)
@@ -204,13 +204,16 @@ def _config(shape: Shape) -> LlamaConfig:
     )
 
 
-def _fill(module: nn.Module, device: torch.device) -> None:
-    """Give a module's own weights random values: ones in norms, and what keeps the variance elsewhere."""
+def _fill(module: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
+    """Give a module's own weights random values: ones in norms, and what keeps the variance elsewhere.
+
+    In `dtype`, as a checkpoint has them: what is quantised comes back in what it was quantised from.
+    """
     for name, empty in list(module.named_parameters(recurse=False)):
         if empty.ndim == 1:
-            value = torch.ones(empty.shape, dtype=empty.dtype, device=device)
+            value = torch.ones(empty.shape, dtype=dtype, device=device)
         else:
-            value = torch.randn(empty.shape, dtype=empty.dtype, device=device) * empty.shape[-1] ** -0.5
+            value = torch.randn(empty.shape, dtype=dtype, device=device) * empty.shape[-1] ** -0.5
         if type(empty) is nn.Parameter:
             setattr(module, name, nn.Parameter(value, requires_grad=False))
         else:  # bitsandbytes' own, which quantises what is moved

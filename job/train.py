@@ -103,7 +103,10 @@ class Training:
         raise_adapter_to_fp32(self._trainer.model)
         self._drawn = costliest_drawn(example_lengths(self._trainer.train_dataset), how.batch_size, packed=how.packing)
         self._trainer.fast = accelerate(
-            recipe, self._trainer.model, tokens=self._drawn.tokens, longest=max(self._row_lengths)
+            recipe,
+            self._trainer.model,
+            tokens=self._drawn.tokens,
+            longest=max(len(row.ids) for row in (*rows.train, *rows.held_out)),
         )
         self._model_bytes = taken(model)
         self._held_out = (

@@ -87,6 +87,17 @@ def test_a_gpu_without_fp8_is_refused_before_anything_is_bought(tmp_path: Path, 
     assert done.exit_code == 0, done.stderr + str(done.exception)
 
 
+def test_what_cannot_have_fp8_is_refused_on_a_gpu_that_has_it(tmp_path: Path) -> None:
+    desk = Desk(tmp_path)
+    recipe = make_recipe(tmp_path / "fp8", training={"precision": "fp8"}, lora={"dropout": 0.05})
+    done = desk.ftjob("launch", "--infra", "slurm", "--gpu", "H100", "--yes", "--detach", "--anyway", recipe)
+    assert done.exit_code == 2, done.stdout + str(done.exception)
+    assert "cannot be had: dropout" in done.stderr
+    assert "lora.dropout to 0" in done.stderr
+    assert desk.sky.launched() == []
+    assert not (tmp_path / "bucket").exists()
+
+
 def test_this_machine_without_a_gpu_is_refused_too(tmp_path: Path) -> None:
     if Path("/dev/nvidia0").exists():
         pytest.skip("there is one")

@@ -21,7 +21,7 @@ from launch.hub import Hub, Pinned
 from launch.quote import Facts, Quote, make_quote, refusal
 from launch.render_quote import duration, quote_lines
 from launch.shape import LLAMA_8B, LLAMA_70B
-from launch.steps import Lengths
+from launch.steps import Lengths, work_of
 from launch.tokens import measure, take_sample
 from tests.hubserver import HubServer
 from tests.launch.kit import small_model
@@ -43,6 +43,18 @@ def quote(*offers: Offer | None, facts: Facts = FACTS, recipe: Recipe | None = N
 def usd(found: Quote) -> tuple[float, float]:
     assert found.chosen.usd is not None
     return found.chosen.usd.p50, found.chosen.usd.p90
+
+
+def test_the_lengths_of_rows_tell_what_they_attend_to_and_how_long_the_longest_is() -> None:
+    alone = Recipe.model_validate(
+        recipe_of().model_dump(exclude={"output"}) | {"dataset": {"train": "s3://mine/rows.jsonl", "held_out": None}}
+    )
+    short = Lengths((100, 300), (1, 1), 2, 2, "counted", 0.0, "")
+    work = work_of(alone, short, None)
+    assert work.longest == 300
+    assert work.within == (100**2 + 300**2) / 400 / 2
+    assert work_of(alone, Lengths((100, 4000), (1, 1), 2, 2, "counted", 0.0, ""), None).longest == 2048  # cut
+    assert work_of(alone, Lengths((100, 300), (1, 1), 9, 9, "sampled", 0.0, ""), None).longest == 2048
 
 
 def test_a_quote_is_a_value_that_can_be_stored_and_is_the_same_every_time() -> None:

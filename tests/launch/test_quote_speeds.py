@@ -102,6 +102,8 @@ def test_the_bytes_of_an_optimizer_are_those_that_the_job_counts() -> None:
         ({}, {}, None),
         ({"model_type": "qwen2"}, {}, None),
         ({"model_type": "qwen2", "sliding_window": 512, "use_sliding_window": False}, {}, None),
+        ({"model_type": "qwen2", "sliding_window": 512}, {}, None),  # unused, unless it is told to
+        ({"model_type": "qwen2", "sliding_window": 512, "use_sliding_window": True}, {}, "512 tokens back"),
         ({"model_type": "mistral", "sliding_window": None}, {}, None),
         ({"model_type": "mistral", "sliding_window": 512}, {}, "512 tokens back"),
         ({"model_type": "mistral"}, {"training": {"max_length": 8192}}, "4096 tokens back"),
