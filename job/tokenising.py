@@ -6,16 +6,13 @@ The workers know transformers' tokenizers and never torch: that would be seconds
 from __future__ import annotations
 
 import os
-import signal
 import sys
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
-from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
 
@@ -24,6 +21,7 @@ from job.dataset.control import stop_tokens
 from job.dataset.reader import Row
 from job.dataset.refused import RowRefused
 from job.dataset.render import RenderedRow, Renderer
+from job.dataset.workers import cores, worker_pool
 
 ALONE_BYTES: Final = 4_000_000
 """Of a file that one process renders sooner than others have started: a start takes a second or two, and one process
@@ -98,8 +96,7 @@ def processes_for(size: int) -> int:
     """How many processes should render a file of so many bytes."""
     if size < ALONE_BYTES:
         return 1
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, MOST_PROCESSES)
+    return min(cores(), MOST_PROCESSES)
 
 
 def render_rows(rows: Iterable[Row], rendering: Rendering, *, processes: int) -> Iterator[RenderedRow | Refusal]:
@@ -130,8 +127,7 @@ def _each(rows: Iterable[Row], work: Chunk[T], rendering: Rendering, processes: 
         for chunk in chunks:
             yield from work(rendering, chunk)
         return
-    # Not forked: threads of this process may hold locks, and the workers are to be without torch.
-    pool = ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=_begin)
+    pool = worker_pool(processes, without_torch)
     try:
         waiting: deque[Future[list[T]]] = deque()
         for chunk in chunks:
@@ -142,22 +138,6 @@ def _each(rows: Iterable[Row], work: Chunk[T], rendering: Rendering, processes: 
             yield from waiting.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _begin() -> None:
-    """A worker's first act."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # signals to the group are for who asked
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    without_torch()
-    # A worker whose parent was killed would wait for work for ever.
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
 
 
 @cache

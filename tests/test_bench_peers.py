@@ -2,35 +2,24 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import os
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
 
+from tests.benchmarks import load_bench
 from tests.test_bench_steps import bench as steps
 from tests.test_bench_steps import quantised
 
 SCRIPT = Path(__file__).parents[1] / "bench" / "peers.py"
 
 
-def load_script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("bench_peers", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-bench = load_script()
+bench = load_bench("peers")
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["full rows", "packed rows"])

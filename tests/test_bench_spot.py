@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import json
 import random
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -17,21 +15,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from launch.deadline import Choice
+from tests.benchmarks import load_bench
 
 SCRIPT = Path(__file__).parents[1] / "bench" / "spot_policies.py"
 
 
-def load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("spot_policies", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-bench = load()
+bench = load_bench("spot_policies")
 
 
 @example(trace=[False, False, False, True, True, True], work=4, changeover=0, spot=0.1)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -17,22 +14,13 @@ from job.model import load
 from job.weights import locate
 from launch.cards import CARDS
 from launch.measured import OWN
+from tests.benchmarks import load_bench
 from tests.job.stack import bits
 
 SCRIPT = Path(__file__).parents[1] / "bench" / "steps.py"
 
 
-def load_script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("bench_steps", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-bench = load_script()
+bench = load_bench("steps")
 
 
 def anatomy(model: Any) -> dict[str, Any]:

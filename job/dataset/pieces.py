@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import io
-import multiprocessing
-import os
-import signal
-import threading
 from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -20,6 +16,7 @@ from job.dataset.problems import Finding
 from job.dataset.reader import READ_BYTES
 from job.dataset.schema import Parsed, parse
 from job.dataset.style import Prefixes, tokens_in
+from job.dataset.workers import cores, worker_pool
 
 SMALL: Final = 32 * 1024 * 1024
 """Bytes of a file that is checked in this process: 2 s, and others would take 0.3 s to start."""
@@ -139,31 +136,15 @@ def readers(path: Path, processes: int | None, control_tokens: frozenset[str], s
         processes: as `examine` has it.
     """
     if processes is None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        processes = min(cores, MOST_PROCESSES) if path.stat().st_size > SMALL else 1
+        processes = min(cores(), MOST_PROCESSES) if path.stat().st_size > SMALL else 1
     if processes <= 1:
         yield Reading(control_tokens, shown, None, 0)
         return
-    context = multiprocessing.get_context("spawn")  # a fork would copy whatever threads the launcher has
-    pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_begin_process)
+    pool = worker_pool(processes)
     try:
         yield Reading(control_tokens, shown, pool, 2 * processes)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _begin_process() -> None:
-    """Signals to the group are for the process that asked, and its end is the end of this one."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
 
 
 def read_piece(data: bytes, number: int, control_tokens: frozenset[str], shown: int) -> Piece:
