@@ -28,7 +28,7 @@ def speed_up(recipe: Recipe, model: Any, *, tokens: int, longest: int) -> FastMo
         TrainingFailed: fp8 is asked for, and the GPU cannot.
     """
     fp8 = recipe.training.precision == "fp8"
-    reason = why_not(model, dropout=recipe.lora.dropout, dora=recipe.lora.dora, longest=longest)
+    reason = why_not(model, dora=recipe.lora.dora, longest=longest)
     if not torch.cuda.is_available():
         reason = "no GPU"
     if fp8 and reason is not None:

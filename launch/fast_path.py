@@ -92,7 +92,7 @@ def why_plain_of(
         activation=activation,
         window=window,
         longest=length if longest is None else min(longest, length),
-        dropout=lora.dropout or attention_dropout,
+        attention_dropout=attention_dropout,
         dora=lora.dora,
         adapted={name.rpartition(".")[2] for name in named},
     )

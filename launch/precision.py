@@ -19,7 +19,7 @@ _BF16 = 'set training.precision to "bf16"'
 
 
 def check_precision(recipe: Recipe, model: ModelFacts | None, *, longest: int | None = None) -> None:
-    """Refuse fp8 for what does not go the fast path: a dropout, DoRA, another architecture.
+    """Refuse fp8 for what does not go the fast path: DoRA, another architecture.
 
     Args:
         model: None where nothing is known of it. What is not known is left to the job.
@@ -68,5 +68,4 @@ def refuse_without_gpu(recipe: Recipe) -> None:
 
 
 def _instead(reason: str) -> str:
-    said = {"dropout": "lora.dropout to 0", "DoRA": "lora.dora to false"}
-    return said.get(reason, "choose a base model or target_modules of Llama's layers")
+    return "lora.dora to false" if reason == "DoRA" else "choose a base model or target_modules of Llama's layers"

@@ -38,7 +38,7 @@ def why_plain(
     activation: str,
     window: int | None,
     longest: int,
-    dropout: float,
+    attention_dropout: float,
     dora: bool,
     adapted: Collection[str],
 ) -> str | None:
@@ -54,8 +54,8 @@ def why_plain(
         return f"{architecture} has another layer than Llama"
     if dora:
         return "DoRA"
-    if dropout:
-        return "dropout"
+    if attention_dropout:
+        return "its attention has dropout"
     if activation != "silu":
         return f"its activation is {activation}"
     if window is not None and window < longest:

@@ -1,4 +1,4 @@
-"""Which functions do what lies between the matrix multiplications: Triton's on a GPU, torch's elsewhere."""
+"""Which functions do what lies between the large matrix multiplications: Triton's on a GPU, torch's elsewhere."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
-from job.fast import pointwise
+from job.fast import narrow, pointwise
 from job.logs import get_logger
 
 
 @dataclass(frozen=True)
 class Kernels:
-    """The functions of job/fast/pointwise.py, by name."""
+    """The functions of job/fast/pointwise.py and job/fast/narrow.py, by name."""
 
     rms_norm: Callable[..., Any]
     rms_norm_gradient: Callable[..., Any]
@@ -26,23 +26,28 @@ class Kernels:
     swiglu_gradient: Callable[..., Any]
     cross_entropy: Callable[..., Any]
     to_fp8: Callable[..., Any]
+    narrow: Callable[..., Any]
+    narrow_gradient: Callable[..., Any]
+    widen: Callable[..., Any]
     compiled: bool
     """Whether Triton works here, also for what is not in there: dequantising."""
 
     @classmethod
-    def of(cls, module: ModuleType) -> Kernels:
-        return cls(**{name: getattr(module, name) for name in cls.__dataclass_fields__})
+    def of(cls, *modules: ModuleType, compiled: bool) -> Kernels:
+        names = set(cls.__dataclass_fields__) - {"compiled"}
+        found = {name: getattr(module, name) for module in modules for name in names if hasattr(module, name)}
+        return cls(**found, compiled=compiled)
 
 
 def in_torch() -> Kernels:
     """Without Triton."""
-    return Kernels.of(pointwise)
+    return Kernels.of(pointwise, narrow, compiled=False)
 
 
 def in_triton() -> Kernels:
     """With Triton; without, and a warning, where it cannot compile (no compiler, another GPU): slower, and the same."""
     try:
-        from job.fast import triton_pointwise
+        from job.fast import triton_narrow, triton_pointwise, triton_swiglu
 
         # Not one that writes e4m3: before Ada there is none, and everything else works.
         row = torch.ones(1, 64, dtype=torch.bfloat16, device="cuda")
@@ -50,4 +55,4 @@ def in_triton() -> Kernels:
     except Exception as error:  # whatever a compiler can run into: no reason to lose a paid machine
         get_logger().warning("kernels.not_compiled", why=f"{type(error).__name__}: {error}"[:500])
         return in_torch()
-    return Kernels.of(triton_pointwise)
+    return Kernels.of(triton_pointwise, triton_narrow, triton_swiglu, compiled=True)

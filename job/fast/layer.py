@@ -15,6 +15,7 @@ from torch import Tensor
 
 from job.contract.fast_path import Keep
 from job.fast.attention import Documents, attend
+from job.fast.dropout import Dropout
 from job.fast.kernels import Kernels
 from job.fast.linear import Group
 from job.fast.pointwise import Small
@@ -27,6 +28,8 @@ class Where:
     documents: Documents
     cos: Tensor
     sin: Tensor
+    dropout: Dropout | None = None
+    """Of what adapters read, where a training drops some of it."""
 
 
 @dataclass
@@ -49,13 +52,17 @@ class _Kept:
 class Layer:
     """A decoder layer of a Llama-like model, around the weights of transformers' module."""
 
-    def __init__(self, module: Any, kernels: Kernels, *, keep: Keep = "all") -> None:
+    def __init__(self, module: Any, kernels: Kernels, *, number: int = 0, keep: Keep = "all") -> None:
+        """
+        Args:
+            number: of this layer in its model.
+        """
         attention, mlp = module.self_attn, module.mlp
-        compiled = kernels.compiled
-        self.qkv = Group([attention.q_proj, attention.k_proj, attention.v_proj], compiled=compiled)
-        self.o = Group([attention.o_proj], compiled=compiled)
-        self.gate_up = Group([mlp.gate_proj, mlp.up_proj], compiled=compiled)
-        self.down = Group([mlp.down_proj], compiled=compiled)
+        self.qkv = Group([attention.q_proj, attention.k_proj, attention.v_proj], kernels)
+        self.o = Group([attention.o_proj], kernels)
+        self.gate_up = Group([mlp.gate_proj, mlp.up_proj], kernels)
+        self.down = Group([mlp.down_proj], kernels)
+        self.number = number
         self.norm_1 = module.input_layernorm
         self.norm_2 = module.post_attention_layernorm
         self.head_dim = attention.head_dim
@@ -77,6 +84,10 @@ class Layer:
         found: Tensor = _LayerFunction.apply(x, self, where, *self.parameters)  # type: ignore[no-untyped-call]
         return found
 
+    def _dropout(self, where: Where, group: Group) -> Dropout | None:
+        """Of the group's input."""
+        return where.dropout.of(len(self.groups) * self.number + self.groups.index(group)) if where.dropout else None
+
     def _norm(self, x: Tensor, norm: Any, group: Group) -> tuple[Tensor, Tensor, Small | None]:
         """(normed, its scale, normed in e4m3 where `group` multiplies so)."""
         found: tuple[Tensor, Tensor, Small | None] = self.kernels.rms_norm(
@@ -88,7 +99,7 @@ class Layer:
         """The layer's result, and everything that its backward pass can use."""
         do = self.kernels
         normed, scale_1, small = self._norm(x, self.norm_1, self.qkv)
-        flat, inner_qkv = self.qkv.forward(normed, small=small)
+        flat, inner_qkv = self.qkv.forward(normed, small=small, dropout=self._dropout(where, self.qkv))
         del normed, small
         states = do.rotate(flat.view(len(flat), -1, self.head_dim), where.cos, where.sin, self.heads + self.kv_heads)
         del flat
@@ -98,12 +109,18 @@ class Layer:
         )
         with torch.set_grad_enabled(differentiable):
             attended = attend(query, key, value, where.documents).flatten(1)
-        middle, inner_o = self.o.forward(attended.detach(), onto=x)
+        middle, inner_o = self.o.forward(attended.detach(), onto=x, dropout=self._dropout(where, self.o))
         normed, scale_2, small = self._norm(middle, self.norm_2, self.gate_up)
-        gate_up, inner_gate_up = self.gate_up.forward(normed, small=small)
+        gate_up = self.gate_up.multiply(normed, small)
+        inner_gate_up = self.gate_up.narrowed(normed, self._dropout(where, self.gate_up))
         del normed, small
-        act, small = do.swiglu(gate_up, quantise=self.down.fp8_forward)
-        y, inner_down = self.down.forward(act, onto=middle, small=small)
+        act, small = do.swiglu(
+            gate_up,
+            self.gate_up.added(inner_gate_up),
+            quantise=self.down.fp8_forward,
+            gate_ranks=self.gate_up.rank_of_first,
+        )
+        y, inner_down = self.down.forward(act, onto=middle, small=small, dropout=self._dropout(where, self.down))
         qkv = (query, key, value)
         return y, _Kept(
             x, scale_1, inner_qkv, attended, qkv, inner_o, middle, scale_2, inner_gate_up, gate_up, inner_down
@@ -111,37 +128,48 @@ class Layer:
 
     def gradients(self, dy: Tensor, kept: _Kept, where: Where, *, of_input: bool) -> tuple[Tensor | None, list[Tensor]]:
         """(gradient of x, gradients of `parameters`). `kept` is used up."""
-        d_middle, small, of_gate_up, of_down = self._mlp_gradients(dy, kept)
-        do = self.kernels
-        d_attended, inner = self.o.input_gradient(d_middle, small)
-        of_o = self.o.parameter_gradients(d_middle, inner, kept.attended.detach(), kept.inner_o)
+        d_middle, small, of_gate_up, of_down = self._mlp_gradients(dy, kept, where)
+        do, dropout = self.kernels, self._dropout(where, self.o)
+        d_attended, inner = self.o.input_gradient(d_middle, small, dropout)
+        of_o = self.o.parameter_gradients(d_middle, inner, kept.attended.detach(), kept.inner_o, dropout)
         of_states = torch.autograd.grad(kept.attended, kept.qkv, d_attended)
         del d_attended, small
         d_flat = do.rotate_gradient(*of_states, where.cos, where.sin).flatten(1)
-        normed = do.normed(kept.x, self.norm_1.weight, kept.scale_1)
+        normed, dropout = do.normed(kept.x, self.norm_1.weight, kept.scale_1), self._dropout(where, self.qkv)
         if not of_input:
-            inner = d_flat @ self.qkv.adapter[1] if self.qkv.rank else None
-            of_qkv = self.qkv.parameter_gradients(d_flat, inner, normed, kept.inner_qkv)
+            inner = self.qkv.narrowed_back(d_flat)
+            of_qkv = self.qkv.parameter_gradients(d_flat, inner, normed, kept.inner_qkv, dropout)
             return None, [*of_qkv, *of_o, *of_gate_up, *of_down]
-        d_normed, inner = self.qkv.input_gradient(d_flat)
-        of_qkv = self.qkv.parameter_gradients(d_flat, inner, normed, kept.inner_qkv)
+        d_normed, inner = self.qkv.input_gradient(d_flat, dropout=dropout)
+        of_qkv = self.qkv.parameter_gradients(d_flat, inner, normed, kept.inner_qkv, dropout)
         dx, _ = do.rms_norm_gradient(d_normed, kept.x, self.norm_1.weight, kept.scale_1, d_middle, quantise=False)
         return dx, [*of_qkv, *of_o, *of_gate_up, *of_down]
 
-    def _mlp_gradients(self, dy: Tensor, kept: _Kept) -> tuple[Tensor, Small | None, list[Tensor], list[Tensor]]:
+    def _mlp_gradients(
+        self, dy: Tensor, kept: _Kept, where: Where
+    ) -> tuple[Tensor, Small | None, list[Tensor], list[Tensor]]:
         """(gradient of the middle, the same in e4m3, of gate_up's parameters, of down's)."""
         do = self.kernels
         normed = do.normed(kept.middle, self.norm_2.weight, kept.scale_2)
         gate_up, kept.gate_up = kept.gate_up, None
         if gate_up is None:
-            gate_up, _ = self.gate_up.forward(normed)
-        d_act, inner = self.down.input_gradient(dy)
-        d_gate_up, act, small = do.swiglu_gradient(d_act, gate_up, quantise=self.gate_up.fp8 is not None)
-        del d_act, gate_up
-        of_down = self.down.parameter_gradients(dy, inner, act, kept.inner_down)
+            gate_up = self.gate_up.multiply(normed)
+        inner, dropout = self.down.narrowed_back(dy), self._dropout(where, self.down)
+        d_gate_up, act, small = do.swiglu_gradient(
+            self.down.multiply_back(dy),
+            gate_up,
+            self.gate_up.added(kept.inner_gate_up),
+            self.down.added_back(inner),
+            dropout,
+            quantise=self.gate_up.fp8 is not None,
+            gate_ranks=self.gate_up.rank_of_first,
+        )
+        del gate_up
+        of_down = self.down.parameter_gradients(dy, inner, act, kept.inner_down, dropout)
         del act
-        d_normed, inner = self.gate_up.input_gradient(d_gate_up, small)
-        of_gate_up = self.gate_up.parameter_gradients(d_gate_up, inner, normed, kept.inner_gate_up)
+        dropout = self._dropout(where, self.gate_up)
+        d_normed, inner = self.gate_up.input_gradient(d_gate_up, small, dropout)
+        of_gate_up = self.gate_up.parameter_gradients(d_gate_up, inner, normed, kept.inner_gate_up, dropout)
         del d_gate_up, small
         d_middle, small = do.rms_norm_gradient(
             d_normed, kept.middle, self.norm_2.weight, kept.scale_2, dy, quantise=self.o.fp8 is not None

@@ -1,4 +1,4 @@
-"""Linears that read the same input, as one: y = x W^T + b + (x A^T) B^T, and the gradients of x, A and B.
+"""Linears that read the same input, as one: y = x W^T + b + (drop(x) A^T) B^T, and the gradients of x, A and B.
 
 W is frozen: dequantised when it is needed, or kept that way where memory allows. A and B are the adapter's fp32
 masters; the copies that multiply are made anew for every batch.
@@ -12,8 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from job.fast.dropout import Dropout
 from job.fast.fp8 import Fp8Weight
 from job.fast.frozen import Frozen
+from job.fast.kernels import Kernels, in_torch
+from job.fast.narrow import Widened
 from job.fast.pointwise import Small
 
 
@@ -36,13 +39,15 @@ def refresh(groups: Sequence[Group], dtype: torch.dtype) -> None:
 class Group:
     """K inputs, N outputs of all members side by side, R the sum of their ranks (0 without an adapter)."""
 
-    def __init__(self, members: Sequence[Any], *, compiled: bool = False) -> None:
+    def __init__(self, members: Sequence[Any], kernels: Kernels | None = None) -> None:
         """
         Args:
             members: PEFT's LoRA layers around linears, or linears.
-            compiled: whether Triton works here.
+            kernels: torch's, if not given.
         """
-        self.frozen = [Frozen.of(getattr(member, "base_layer", member), compiled=compiled) for member in members]
+        self._do = kernels or in_torch()
+        bases = [getattr(member, "base_layer", member) for member in members]
+        self.frozen = [Frozen.of(base, compiled=self._do.compiled) for base in bases]
         self.outputs = sum(frozen.outputs for frozen in self.frozen)
         self.inputs = self.frozen[0].inputs
         self._adapted = [(at, m) for at, m in enumerate(members) if hasattr(m, "lora_A")]
@@ -60,6 +65,8 @@ class Group:
         ranks = [parameter.shape[0] for parameter in self.parameters[::2]]
         self._ranks = [slice(sum(ranks[:at]), sum(ranks[: at + 1])) for at in range(len(ranks))]
         self.rank = sum(ranks)
+        self.rank_of_first = ranks[0] if self._adapted and self._adapted[0][0] == 0 else 0
+        """Of the first member's adapter: the first of the R ranks, if any."""
         self._copies: tuple[Tensor, Tensor] | None = None
         self._kept: Tensor | None = None
         self.fp8: Fp8Weight | None = None
@@ -113,54 +120,97 @@ class Group:
             raise AssertionError("refresh comes first")
         return self._copies
 
-    def forward(
-        self, x: Tensor, *, onto: Tensor | None = None, small: Small | None = None
-    ) -> tuple[Tensor, Tensor | None]:
-        """(y, x A^T): (M, K) -> (M, N), (M, R).
+    def narrowed(self, x: Tensor, dropout: Dropout | None) -> Tensor | None:
+        """drop(x) A^T: (M, K) -> (M, R). None without an adapter."""
+        if not self.rank:
+            return None
+        found: Tensor = self._do.narrow(x, self.adapter[0], dropout)
+        return found
 
-        Args:
-            onto: (M, N), added to y: the residual. Adding it inside the multiplications costs no pass of its own.
-            small: x in e4m3, where it is at hand.
-        """
+    def narrowed_back(self, dy: Tensor) -> Tensor | None:
+        """dy B: (M, N) -> (M, R). None without an adapter."""
+        if not self.rank:
+            return None
+        found: Tensor = self._do.narrow(dy, self.adapter[1].T, None)
+        return found
+
+    def added(self, inner: Tensor | None) -> Widened | None:
+        """What the adapter adds to y, unmultiplied; `inner` as `narrowed` has it."""
+        return None if inner is None else (inner, self.adapter[1].T)
+
+    def added_back(self, inner: Tensor | None) -> Widened | None:
+        """What it adds to the gradient of x, unmultiplied; `inner` as `narrowed_back` has it."""
+        return None if inner is None else (inner, self.adapter[0])
+
+    def multiply(self, x: Tensor, small: Small | None = None) -> Tensor:
+        """x W^T + b, without the adapter: (M, K) -> (M, N). `small`: x in e4m3, where it is at hand."""
         bias = self._bias.to(x.dtype) if self._bias is not None else None
-        down, up = self.adapter if self.rank else (None, None)
-        inner = x @ down.T if down is not None else None
         if self.fp8 is not None and self.fp8_forward:
             y = self.fp8.forward(x, small)
-            if inner is not None and up is not None:
-                y.addmm_(inner, up.T)
-            rest: tuple[Tensor | None, ...] = (onto, bias)
+            return y if bias is None else y.add_(bias)
+        weight = self.weight(x.dtype).T
+        return x @ weight if bias is None else torch.addmm(bias, x, weight)
+
+    def multiply_back(self, dy: Tensor, small: Small | None = None) -> Tensor:
+        """dy W, without the adapter: (M, N) -> (M, K). `small`: dy in e4m3, where it is at hand."""
+        return dy @ self.weight(dy.dtype) if self.fp8 is None else self.fp8.backward(dy, small)
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        onto: Tensor | None = None,
+        small: Small | None = None,
+        dropout: Dropout | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """(y, drop(x) A^T): (M, K) -> (M, N), (M, R).
+
+        Args:
+            onto: (M, N), added to y: the residual. Adding it where numbers are at hand costs no pass of its own.
+            small: x in e4m3, where it is at hand.
+        """
+        inner = self.narrowed(x, dropout)
+        pair, more = self.added(inner), () if onto is None else (onto,)
+        if pair is None:
+            y = self.multiply(x, small)
+            return y if onto is None else y.add_(onto), None
+        if self.fp8 is not None and self.fp8_forward:
+            return self._do.widen(pair, (self.multiply(x, small), *more), None, over=True), inner
+        if self._bias is None:
+            y = self._do.widen(pair, more, None)
         else:
-            first, rest = (onto, (bias,)) if onto is not None else (bias, ())
-            if inner is not None and up is not None:
-                y = inner @ up.T if first is None else torch.addmm(first, inner, up.T)
-                y.addmm_(x, self.weight(x.dtype).T)
-            else:
-                weight = self.weight(x.dtype).T
-                y = x @ weight if first is None else torch.addmm(first, x, weight)
-        for more in rest:
-            if more is not None:
-                y += more
-        return y, inner
+            y = torch.addmm(self._bias.to(x.dtype), *pair)
+            y = y if onto is None else y.add_(onto)
+        return y.addmm_(x, self.weight(x.dtype).T), inner
 
-    def input_gradient(self, dy: Tensor, small: Small | None = None) -> tuple[Tensor, Tensor | None]:
+    def input_gradient(
+        self, dy: Tensor, small: Small | None = None, dropout: Dropout | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """(gradient of x, dy B): (M, N) -> (M, K), (M, R). `small`: dy in e4m3, where it is at hand."""
-        down, up = self.adapter if self.rank else (None, None)
-        inner = dy @ up if up is not None else None
+        inner = self.narrowed_back(dy)
+        pair = self.added_back(inner)
+        if pair is None:
+            return self.multiply_back(dy, small), None
         if self.fp8 is not None:
-            dx = self.fp8.backward(dy, small)
-            return (dx if inner is None or down is None else dx.addmm_(inner, down)), inner
-        if inner is None or down is None:
-            return dy @ self.weight(dy.dtype), None
-        return (inner @ down).addmm_(dy, self.weight(dy.dtype)), inner
+            return self._do.widen(pair, (self.fp8.backward(dy, small),), dropout, over=True), inner
+        dx: Tensor = self._do.widen(pair, (), dropout)
+        return dx.addmm_(dy, self.weight(dy.dtype)), inner
 
-    def parameter_gradients(self, dy: Tensor, dy_inner: Tensor | None, x: Tensor, inner: Tensor | None) -> list[Tensor]:
+    def parameter_gradients(
+        self,
+        dy: Tensor,
+        dy_inner: Tensor | None,
+        x: Tensor,
+        inner: Tensor | None,
+        dropout: Dropout | None = None,
+    ) -> list[Tensor]:
         """Of `parameters`, in their order and dtype."""
         if inner is None or dy_inner is None:
             return []
-        of_down, of_up = dy_inner.T @ x, dy.T @ inner
+        of_down = self._do.narrow_gradient(dy_inner, x, dropout)  # (R, K)
+        of_up = self._do.narrow_gradient(inner, dy, None)  # (R, N)
         found: list[Tensor] = []
         for at, (rows, ranks, scaling) in enumerate(zip(self._rows, self._ranks, self._scaling, strict=True)):
             master = self.parameters[2 * at].dtype
-            found += [of_down[ranks].to(master), of_up[rows, ranks].to(master) * scaling]
+            found += [of_down[ranks].to(master), (of_up[ranks, rows].T.to(master) * scaling).contiguous()]
         return found

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from job.contract.fast_path import Keep, why_plain
 from job.fast.attention import Documents, to_device
+from job.fast.dropout import Dropout
 from job.fast.fp8 import Fp8Weight
 from job.fast.kernels import Kernels, in_torch
 from job.fast.layer import Layer, Where
@@ -17,7 +18,7 @@ from job.fast.linear import refresh
 from job.fast.loss import HeadLoss
 
 
-def why_not(model: Any, *, dropout: float, dora: bool, longest: int) -> str | None:
+def why_not(model: Any, *, dora: bool, longest: int) -> str | None:
     """Why a model cannot go this way; None where it can.
 
     Args:
@@ -31,7 +32,7 @@ def why_not(model: Any, *, dropout: float, dora: bool, longest: int) -> str | No
         activation=config.hidden_act,
         window=getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None,
         longest=longest,
-        dropout=dropout or getattr(config, "attention_dropout", 0),
+        attention_dropout=getattr(config, "attention_dropout", 0),
         dora=dora,
         # Of an embedding they are called lora_embedding_A.
         adapted={n.partition(".lora_")[0].rpartition(".")[2] for n, _ in model.named_parameters() if ".lora_" in n},
@@ -47,7 +48,11 @@ class FastModel:
         self._kernels = kernels or in_torch()
         modules = inner.model.layers
         keeps = [keep] * len(modules) if isinstance(keep, str) else list(keep)
-        self.layers = [Layer(m, self._kernels, keep=k) for m, k in zip(modules, keeps, strict=True)]
+        self.layers = [
+            Layer(module, self._kernels, number=number, keep=kept)
+            for number, (module, kept) in enumerate(zip(modules, keeps, strict=True))
+        ]
+        self._dropout = float(model.peft_config["default"].lora_dropout)
         self.dtype = inner.model.embed_tokens.weight.dtype
 
     def use_fp8(self) -> None:
@@ -75,7 +80,7 @@ class FastModel:
         refresh([group for layer in self.layers for group in layer.groups], self.dtype)
         x: Tensor = self._inner.model.embed_tokens(tokens).detach()
         cos, sin = self._rotation(documents, tokens.device)
-        where = Where(documents, cos, sin)
+        where = Where(documents, cos, sin, self._drawn())
         for layer in self.layers:
             x = layer(x, where)
         return x
@@ -93,6 +98,12 @@ class FastModel:
             x, norm, head, positions, targets, count, self._kernels
         )
         return found
+
+    def _drawn(self) -> Dropout | None:
+        """Of this batch, while training: torch's generator decides, whose state is in every checkpoint."""
+        if not (self._dropout and self._inner.training):
+            return None
+        return Dropout(self._dropout, int(torch.randint(2**31, ())))
 
     def _rotation(self, documents: Documents, device: torch.device) -> tuple[Tensor, Tensor]:
         """cos and sin of every token, (M, D/2)."""

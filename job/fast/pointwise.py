@@ -12,11 +12,12 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from job.fast.dropout import Dropout
+from job.fast.narrow import Widened, widened
+
 FP8: Final = torch.float8_e4m3fn
 FP8_LARGEST: Final = 448.0
 """Largest finite e4m3 (Micikevicius et al. 2022, arXiv:2209.05433)."""
-
-compiled: Final = False
 
 Small = tuple[Tensor, Tensor]
 """A matrix in e4m3, (M, K), and what its rows are to be multiplied by, (M, 1) in fp32."""
@@ -74,17 +75,38 @@ def rotate_gradient(query: Tensor, key: Tensor, value: Tensor, cos: Tensor, sin:
     return rotate(states, cos, -sin, query.shape[1] + key.shape[1])
 
 
-def swiglu(gate_up: Tensor, *, quantise: bool) -> tuple[Tensor, Small | None]:
-    """silu(gate) * up; (M, 2F) -> (M, F); and in e4m3, if that is asked for."""
-    gate, up = _wide(gate_up).chunk(2, dim=-1)
+def swiglu(
+    gate_up: Tensor, adapter: Widened | None, *, quantise: bool, gate_ranks: int | None = None
+) -> tuple[Tensor, Small | None]:
+    """silu(gate) * up, once the adapter is added to both; (M, 2F) -> (M, F); and in e4m3, if that is asked for.
+
+    Args:
+        gate_ranks: so many of the adapter's ranks add to gate alone, and the others to up alone: elsewhere there are
+            zeros, which need not be multiplied.
+    """
+    gate, up = widened(adapter, _wide(gate_up)).chunk(2, dim=-1)
     act = (gate * torch.sigmoid(gate) * up).to(gate_up.dtype)
     return act, to_fp8(act) if quantise else None
 
 
-def swiglu_gradient(gradient: Tensor, gate_up: Tensor, *, quantise: bool) -> tuple[Tensor, Tensor, Small | None]:
-    """(gradient of gate_up, swiglu(gate_up) again, the gradient in e4m3 if that is asked for). Uses up both."""
-    gate, up = _wide(gate_up).chunk(2, dim=-1)
-    wide = _wide(gradient)
+def swiglu_gradient(
+    gradient: Tensor,
+    gate_up: Tensor,
+    adapter: Widened | None,
+    more: Widened | None,
+    dropout: Dropout | None,
+    *,
+    quantise: bool,
+    gate_ranks: int | None = None,
+) -> tuple[Tensor, Tensor, Small | None]:
+    """(gradient of gate_up, swiglu(gate_up) again, the gradient in e4m3 if that is asked for). Uses up the first two.
+
+    Args:
+        adapter, gate_ranks: as `swiglu` has them.
+        more: what is to be added to `gradient`, (M, F), by the adapter that reads the result through `dropout`.
+    """
+    gate, up = widened(adapter, _wide(gate_up)).chunk(2, dim=-1)
+    wide = widened(more, _wide(gradient), dropout)
     sigmoid = torch.sigmoid(gate)
     silu = gate * sigmoid
     of_gate = wide * up * sigmoid * (1 + gate * (1 - sigmoid))

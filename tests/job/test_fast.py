@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2
 from job.contract.fast_path import Keep
 from job.fast import pointwise
 from job.fast.attention import Documents, attend
+from job.fast.dropout import Dropout
 from job.fast.linear import Group
 from job.fast.model import FastModel, why_not
 
@@ -92,7 +93,7 @@ MODELS = {
 @pytest.mark.parametrize("name", MODELS)
 def test_loss_and_gradients_are_the_modules(name: str, lengths: list[int]) -> None:
     model, batch = MODELS[name](), a_batch(lengths)
-    assert why_not(model, dropout=0, dora=False, longest=20) is None
+    assert why_not(model, dora=False, longest=20) is None
     expected = by_modules(model, *batch)
     found = FastModel(model).loss(*batch, COUNT)
     assert found.item() == pytest.approx(expected.item(), rel=CLOSE)
@@ -115,6 +116,75 @@ def test_weights_that_are_held_dequantised_change_no_bit() -> None:
     fast.keep_dequantised()
     after = gradients(model, fast.loss(*batch, COUNT))
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
+class Masked(torch.nn.Module):
+    """Dropout as a module, of which it is known what it drops."""
+
+    def __init__(self, dropout: Dropout) -> None:
+        super().__init__()
+        self.dropout = dropout
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dropout(x.flatten(0, 1)).view_as(x)
+
+
+@pytest.mark.parametrize("keep", ["all", "no gate and up", "input"])
+@pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "down_proj"]], ids=str)
+def test_dropout_is_what_modules_with_the_same_masks_do(keep: Keep, targets: Any) -> None:
+    model, batch = made(LlamaConfig(**SMALL), lora_dropout=0.3, target_modules=targets).train(), a_batch([20])
+    torch.manual_seed(5)
+    drawn = Dropout(0.3, int(torch.randint(2**31, ())))
+    torch.manual_seed(5)
+    found = FastModel(model, keep=keep).loss(*batch, COUNT)
+    ours = gradients(model, found)
+    groups = ["q_proj k_proj v_proj", "o_proj", "gate_proj up_proj", "down_proj"]
+    for number, layer in enumerate(model.get_base_model().model.layers):
+        for name, module in layer.named_modules():
+            if hasattr(module, "lora_dropout"):
+                [at] = [at for at, group in enumerate(groups) if name.rpartition(".")[2] in group]
+                module.lora_dropout["default"] = Masked(drawn.of(4 * number + at))
+    expected = by_modules(model, *batch)
+    assert found.item() == pytest.approx(expected.item(), rel=CLOSE)
+    assert_same(ours, gradients(model, expected))
+
+
+def test_dropout_is_drawn_anew_for_each_batch_by_the_generator_that_checkpoints_hold_and_not_in_an_evaluation() -> None:
+    model, batch = made(LlamaConfig(**SMALL), lora_dropout=0.3).train(), a_batch([20])
+    fast = FastModel(model)
+    before = torch.get_rng_state()
+    first, second = fast.loss(*batch, COUNT), fast.loss(*batch, COUNT)
+    assert first.item() != second.item()
+    torch.set_rng_state(before)
+    assert torch.equal(fast.loss(*batch, COUNT), first)
+    assert torch.equal(fast.loss(*batch, COUNT), second)
+    model.eval()
+    assert fast.loss(*batch, COUNT).item() == pytest.approx(by_modules(model, *batch).item(), rel=CLOSE)
+
+
+@pytest.mark.parametrize("probability", [0.05, 0.5, 0.999])
+def test_what_is_dropped_has_the_probability_and_no_pattern(probability: float) -> None:
+    drawn = Dropout(probability, 77)
+    dropped = ~torch.stack([drawn.of(number).kept(400, 500, torch.device("cpu")) for number in range(3)])
+    spread = (probability * (1 - probability)) ** 0.5
+
+    def is_near(share: Tensor, of: float, deviation: float, count: int) -> bool:
+        return bool(((share - of).abs() < 6 * deviation / count**0.5).all())
+
+    whole = dropped.double()
+    assert is_near(whole.mean(), probability, spread, 600_000)
+    assert is_near(whole.mean((0, 1)), probability, spread, 1200)  # each column
+    assert is_near(whole.mean((0, 2)), probability, spread, 1500)  # each row
+    other = whole - probability
+    for a, b in (
+        (other[:, :, 1:], other[:, :, :-1]),
+        (other[:, 1:], other[:, :-1]),
+        (other[1:], other[:-1]),
+        (other[:, ::2], other[:, 1::2].flip(-1)),
+    ):
+        assert is_near((a * b).mean(), 0.0, spread**2, a.numel())
+    x = torch.ones(400, 500)
+    assert drawn(x).mean().item() == pytest.approx(1, abs=6 * spread / (1 - probability) / 200_000**0.5)
 
 
 def test_documents_do_not_see_each_other() -> None:
@@ -164,20 +234,19 @@ def test_without_gradients_nothing_is_kept() -> None:
 
 def test_what_it_cannot_compute_is_named() -> None:
     llama = MODELS["Llama"]()
-    assert why_not(llama, dropout=0.05, dora=False, longest=20) == "dropout"
-    assert why_not(llama, dropout=0, dora=True, longest=20) == "DoRA"
-    assert "another layer" in (why_not(made(Qwen3Config(**SMALL)), dropout=0, dora=False, longest=20) or "")
+    assert why_not(llama, dora=True, longest=20) == "DoRA"
+    assert "another layer" in (why_not(made(Qwen3Config(**SMALL)), dora=False, longest=20) or "")
     dropping = made(LlamaConfig(**SMALL, attention_dropout=0.1))
-    assert why_not(dropping, dropout=0, dora=False, longest=20) == "dropout"
+    assert why_not(dropping, dora=False, longest=20) == "its attention has dropout"
     embedding = made(LlamaConfig(**SMALL), target_modules=["q_proj", "embed_tokens"])
-    assert "embed_tokens" in (why_not(embedding, dropout=0, dora=False, longest=20) or "")
+    assert "embed_tokens" in (why_not(embedding, dora=False, longest=20) or "")
     window = made(MistralConfig(**SMALL, sliding_window=10))
-    assert why_not(window, dropout=0, dora=False, longest=10) is None
-    assert "10 tokens" in (why_not(window, dropout=0, dora=False, longest=11) or "")
+    assert why_not(window, dora=False, longest=10) is None
+    assert "10 tokens" in (why_not(window, dora=False, longest=11) or "")
     gelu = made(LlamaConfig(**SMALL, hidden_act="gelu"))
-    assert "gelu" in (why_not(gelu, dropout=0, dora=False, longest=20) or "")
+    assert "gelu" in (why_not(gelu, dora=False, longest=20) or "")
     head = made(LlamaConfig(**SMALL), target_modules=["q_proj", "lm_head"])
-    assert "lm_head" in (why_not(head, dropout=0, dora=False, longest=20) or "")
+    assert "lm_head" in (why_not(head, dora=False, longest=20) or "")
 
 
 def test_attention_is_causal_within_a_document() -> None:
@@ -210,10 +279,10 @@ class TestPointwise:
     def test_swiglu(self) -> None:
         torch.manual_seed(0)
         gate_up = torch.randn(5, 24, dtype=torch.float64, requires_grad=True)
-        found, _ = pointwise.swiglu(gate_up, quantise=False)
+        found, _ = pointwise.swiglu(gate_up, None, quantise=False)
         gradient = torch.randn(5, 12, dtype=torch.float64)
         [autograd] = torch.autograd.grad(found, gate_up, gradient)
-        ours, act, _ = pointwise.swiglu_gradient(gradient, gate_up.detach(), quantise=False)
+        ours, act, _ = pointwise.swiglu_gradient(gradient, gate_up.detach(), None, None, None, quantise=False)
         assert torch.allclose(ours, autograd)
         assert torch.equal(act, found)
 

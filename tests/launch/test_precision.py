@@ -36,7 +36,6 @@ def place(gpu: str) -> Place:
     [
         ({"model_type": "qwen3"}, {}, "qwen3", "base model"),
         ({"model_type": "mixtral"}, {}, "mixtral", "base model"),  # whose shape is not known either
-        ({}, {"dropout": 0.05}, "dropout", "lora.dropout to 0"),
         ({}, {"dora": True}, "DoRA", "lora.dora to false"),
         ({}, {"target_modules": ["lm_head"]}, "lm_head", "target_modules"),
     ],
@@ -58,8 +57,8 @@ def test_what_is_not_known_of_a_model_is_left_to_the_job() -> None:
     check_precision(FP8, model())
     check_precision(FP8, None)
     check_precision(FP8, ModelFacts(Pinned(BaseModelRef(id="org/model")), "the hub is out of reach"))
-    with pytest.raises(BadInput, match="dropout"):
-        check_precision(Recipe.model_validate(FP8.model_dump(exclude={"output"}) | {"lora": {"dropout": 0.1}}), None)
+    with pytest.raises(BadInput, match="DoRA"):
+        check_precision(Recipe.model_validate(FP8.model_dump(exclude={"output"}) | {"lora": {"dora": True}}), None)
 
 
 def test_places_without_fp8_are_left_out_and_said_to_be() -> None:
@@ -89,11 +88,11 @@ def test_a_gpu_without_fp8_is_refused_before_anything_is_bought(tmp_path: Path, 
 
 def test_what_cannot_have_fp8_is_refused_on_a_gpu_that_has_it(tmp_path: Path) -> None:
     desk = Desk(tmp_path)
-    recipe = make_recipe(tmp_path / "fp8", training={"precision": "fp8"}, lora={"dropout": 0.05})
+    recipe = make_recipe(tmp_path / "fp8", training={"precision": "fp8"}, lora={"dora": True})
     done = desk.ftjob("launch", "--infra", "slurm", "--gpu", "H100", "--yes", "--detach", "--anyway", recipe)
     assert done.exit_code == 2, done.stdout + str(done.exception)
-    assert "cannot be had: dropout" in done.stderr
-    assert "lora.dropout to 0" in done.stderr
+    assert "cannot be had: DoRA" in done.stderr
+    assert "lora.dora to false" in done.stderr
     assert desk.sky.launched() == []
     assert not (tmp_path / "bucket").exists()
 
