@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Final, NamedTuple
 
-from job.contract.fast_path import ARCHITECTURES, Keep, holds_dequantised, room_of, what_to_keep
+from job.contract.fast_path import ARCHITECTURES, NORMED_HEADS, Keep, holds_dequantised, room_of, what_to_keep
 from job.contract.fast_path import Shape as LayerShape
 from job.contract.fast_path import why_plain as why_modules
 from job.contract.recipe import Lora, Recipe
@@ -105,9 +105,11 @@ def layer_shape(shape: Shape, lora: Lora) -> LayerShape:
         layers=shape.layers,
         hidden=shape.hidden,
         heads=(shape.heads + 2 * shape.kv_heads) * shape.head_dim,
+        attended=shape.heads * shape.head_dim,
         feed_forward=shape.feed_forward,
         rank=lora.rank * len(adapted & set(shape.linears)),
         weights=shape.linear_parameters // shape.layers,
+        normed_heads=(shape.heads + shape.kv_heads) * shape.head_dim if shape.kind in NORMED_HEADS else 0,
     )
 
 

@@ -16,6 +16,8 @@ import triton.language as tl
 from torch import Tensor
 
 from job.fast.pointwise import FP8, FP8_LARGEST, Small
+from job.fast.triton_heads import norm_and_rotate as norm_and_rotate
+from job.fast.triton_heads import norm_and_rotate_gradient as norm_and_rotate_gradient
 
 compiled: Final = True
 
