@@ -80,16 +80,17 @@ def test_swiglu_and_its_gradient(width: int, quantise: bool) -> None:
         assert_same_fp8(small_gradient, d_gate_up)
 
 
+@pytest.mark.parametrize("size", [64, 80, 128])
 @pytest.mark.parametrize(("heads", "kv"), [(32, 8), (64, 8), (5, 1)])
-def test_rotation_and_its_gradient(heads: int, kv: int) -> None:
+def test_rotation_and_its_gradient(heads: int, kv: int, size: int) -> None:
     from job.fast import triton_pointwise as kernels
 
-    states = random(19, heads + 2 * kv, 128)
-    angle = torch.randn(19, 64, device="cuda")
+    states = random(19, heads + 2 * kv, size)
+    angle = torch.randn(19, size // 2, device="cuda")
     cos, sin = angle.cos(), angle.sin()
     found = kernels.rotate(states.clone(), cos, sin, heads + kv)
     assert_near(found, pointwise.rotate(states.double(), cos.double(), sin.double(), heads + kv))
-    q, k, v = torch.split(random(19, heads + 2 * kv, 128, seed=1), [heads, kv, kv], dim=1)
+    q, k, v = torch.split(random(19, heads + 2 * kv, size, seed=1), [heads, kv, kv], dim=1)
     back = kernels.rotate_gradient(q, k, v, cos, sin)
     wide = pointwise.rotate_gradient(q.double(), k.double(), v.double(), cos.double(), sin.double())
     assert_near(back, wide)
