@@ -93,8 +93,8 @@ class Layer:
         """((q, k, v), what `_Kept.unnormed` is); (M, all heads, D)."""
         do, cos, sin = self.kernels, where.cos, where.sin
         if self.head_norms is None:
-            states = do.rotate(states, cos, sin, self.heads + self.kv_heads)
-            return states.split([self.heads, self.kv_heads, self.kv_heads], dim=1), None
+            found = do.rotate(states, cos, sin, self.heads + self.kv_heads)
+            return found.split([self.heads, self.kv_heads, self.kv_heads], dim=1), None
         query, key = do.norm_and_rotate(states, self.head_norms, cos, sin, self.heads, self.kv_heads)
         return (query, key, states[:, self.heads + self.kv_heads :]), states
 

@@ -240,7 +240,8 @@ class TestPointwise:
         torch.manual_seed(0)
         heads, kv_heads = 3, 2
         states = torch.randn(5, heads + 2 * kv_heads, 8, dtype=torch.float64, requires_grad=True)
-        norms = pointwise.HeadNorms(*torch.randn(2, 8, dtype=torch.float64), 1e-6)
+        of_query, of_key = torch.randn(2, 8, dtype=torch.float64)
+        norms = pointwise.HeadNorms(of_query, of_key, 1e-6)
         norms.query[3] = 0.0  # what a weight of zero hides cannot be seen in the rotated values
         angle = torch.randn(5, 4, dtype=torch.float64)
         cos, sin = angle.cos(), angle.sin()
@@ -254,9 +255,9 @@ class TestPointwise:
         ]
         for ours, alone in zip(found, normed, strict=False):
             assert torch.allclose(ours, pointwise.rotate(alone, cos, sin, alone.shape[1]))
-        given = [torch.randn_like(part) for part in found]
-        [autograd] = torch.autograd.grad(found, states, given)
-        back = pointwise.norm_and_rotate_gradient(*given, states.detach(), norms, cos, sin)
+        query, key, value = (torch.randn_like(part) for part in found)
+        [autograd] = torch.autograd.grad(found, states, (query, key, value))
+        back = pointwise.norm_and_rotate_gradient(query, key, value, states.detach(), norms, cos, sin)
         assert torch.allclose(back, autograd)
 
     def test_heads_are_rounded_where_the_modules_round_them(self) -> None:

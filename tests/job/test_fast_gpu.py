@@ -114,7 +114,7 @@ def test_norm_and_rotation_of_heads_and_their_gradient(heads: int, kv: int, size
     for ours, exact in zip(found, expected, strict=True):
         # Rounded twice, as in transformers, then turned, and rounded again: relative to the pair, of which one may be
         # near zero.
-        length = exact.unflatten(-1, (2, -1)).norm(dim=-2).repeat(1, 1, 2)
+        length = torch.unflatten(exact, -1, (2, -1)).norm(dim=-2).repeat(1, 1, 2)
         assert ((ours.double() - exact).abs() <= 3 * ROUNDING * length).all()
     q, k, v = torch.split(random(19, heads + 2 * kv, size, seed=3), [heads, kv, kv], dim=1)
     exact = pointwise.norm_and_rotate_gradient(q.double(), k.double(), v.double(), states.double(), wide_norms, *wide)
