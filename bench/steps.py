@@ -279,7 +279,7 @@ def timed(setting: Setting, *, steps: int, warm_up: int) -> Timed:
     card = this_card()
     card = card._replace(gib=setting.gib) if card and setting.gib else card
     # The quote takes the path by the model's type: another one's layers go through the modules.
-    quoted = shape.model_copy(update={"kind": "qwen3"}) if setting.plain else shape
+    quoted = shape.model_copy(update={"kind": "phi3"}) if setting.plain else shape
     expected = pace(quoted, recipe, card, batch) if card else pace_on_cpu(quoted, recipe, batch)
     memory = memory_of(quoted, recipe, card) if card else None
     free, total = torch.cuda.mem_get_info() if card else (0, 0)

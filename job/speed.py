@@ -46,7 +46,7 @@ def speed_up(recipe: Recipe, model: Any, *, tokens: int, longest: int) -> FastMo
     fast = FastModel(model, kernels=in_triton())
     if fp8:
         fast.use_fp8()
-    shape = _shape_of(fast)
+    shape = shape_of(fast)
     room = _room(recipe, model, shape, tokens)
     keeps = what_to_keep(shape, tokens, room)
     for layer, keep in zip(fast.layers, keeps, strict=True):
@@ -65,15 +65,18 @@ def speed_up(recipe: Recipe, model: Any, *, tokens: int, longest: int) -> FastMo
     return fast
 
 
-def _shape_of(fast: FastModel) -> Shape:
+def shape_of(fast: FastModel) -> Shape:
+    """What decides how much its layers keep."""
     first = fast.layers[0]
     return Shape(
         layers=len(fast.layers),
         hidden=first.qkv.inputs,
         heads=first.qkv.outputs,
+        attended=first.o.inputs,
         feed_forward=first.down.inputs,
         rank=sum(group.rank for group in first.groups),
         weights=sum(group.inputs * group.outputs for group in first.groups),
+        normed_heads=(first.heads + first.kv_heads) * first.head_dim if first.head_norms is not None else 0,
     )
 
 

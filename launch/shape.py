@@ -23,6 +23,9 @@ NF4_BYTES: Final = 0.5 + 1 / 64 + 4 / (64 * 256)
 arXiv:2305.14314, section 3: double quantisation)."""
 _TWO_MATRICES: Final = frozenset({"starcoder2"})
 """Whose feed-forward is up and down; all others have a gate as well."""
+_HEAD_DIM: Final = {"qwen3": 128}
+"""Where the key is left out and hidden / heads is not what transformers 5.17 takes."""
+_QWEN: Final = ("qwen2", "qwen3")
 
 
 class Shape(Part):
@@ -126,7 +129,7 @@ def shape_of(config: Mapping[str, Any]) -> Shape | str:
             feed_forward=int(config["intermediate_size"]),
             heads=heads,
             kv_heads=int(config.get("num_key_value_heads") or heads),
-            head_dim=int(config.get("head_dim") or hidden // heads),
+            head_dim=int(config.get("head_dim") or _HEAD_DIM.get(kind) or hidden // heads),
             vocabulary=int(config["vocab_size"]),
             tied=bool(config.get("tie_word_embeddings", kind in ("gemma", "gemma2", "cohere"))),
             gated=kind not in _TWO_MATRICES,
@@ -140,8 +143,8 @@ def shape_of(config: Mapping[str, Any]) -> Shape | str:
 
 
 def _window(kind: str, config: Mapping[str, Any]) -> int | None:
-    """Where the key is left out, transformers 5.17 takes 4096 for Mistral, and none for Qwen2 unless it is told to."""
-    if not config.get("use_sliding_window", kind != "qwen2"):
+    """Where the key is left out, transformers 5.17 takes 4096 for Mistral, and none for Qwen unless it is told to."""
+    if not config.get("use_sliding_window", kind not in _QWEN):
         return None
-    size = config.get("sliding_window", 4096 if kind in ("mistral", "qwen2") else None)
+    size = config.get("sliding_window", 4096 if kind in ("mistral", *_QWEN) else None)
     return None if size is None else int(size)

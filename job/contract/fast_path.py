@@ -13,10 +13,17 @@ from types import MappingProxyType
 from typing import Final, Literal
 
 ARCHITECTURES: Final[Mapping[str, str]] = MappingProxyType(
-    {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM"}
+    {
+        "llama": "LlamaForCausalLM",
+        "mistral": "MistralForCausalLM",
+        "qwen2": "Qwen2ForCausalLM",
+        "qwen3": "Qwen3ForCausalLM",
+    }
 )
 """Class of transformers by `model_type`, of those whose layers are the one of job/fast/layer.py: RMSNorm, rotary q and
 k, grouped attention, SwiGLU."""
+NORMED_HEADS: Final = frozenset({"qwen3"})
+"""Of those, whose q and k are normed before they are rotated, each head by itself."""
 LINEARS: Final = frozenset({"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"})
 """Modules of such a layer that an adapter may be on."""
 FP8_CAPABILITY: Final = (8, 9)
@@ -67,21 +74,25 @@ def why_plain(
 
 @dataclass(frozen=True)
 class Shape:
-    """What decides how much a layer keeps. `hidden`, `heads` (q, k and v together, times their size), `feed_forward`:
-    features; `rank`: of all adapters of a layer together; `weights`: parameters of a layer."""
+    """What decides how much a layer keeps. `hidden`, `heads` (q, k and v together, times their size), `attended` (what
+    attention gives: as many as q), `feed_forward`: features; `rank`: of all adapters of a layer together; `weights`:
+    parameters of a layer; `normed_heads`: features of q and k where they are normed, which are kept before that too."""
 
     layers: int
     hidden: int
     heads: int
+    attended: int
     feed_forward: int
     rank: int
     weights: int
+    normed_heads: int = 0
 
     def kept(self, keep: Keep) -> int:
         """Bytes of a token in a layer, from one pass to the other."""
         if keep == "input":
             return WIDE * self.hidden
-        small = WIDE * (3 * self.hidden + self.heads + self.rank) + 16  # and the norms' scales, attention's sums
+        numbers = 2 * self.hidden + self.heads + self.attended + self.normed_heads + self.rank
+        small = WIDE * numbers + 16  # and the norms' scales, attention's sums
         return small + (2 * WIDE * self.feed_forward if keep == "all" else 0)
 
     def passing(self, tokens: int) -> int:

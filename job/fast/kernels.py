@@ -22,6 +22,8 @@ class Kernels:
     normed: Callable[..., Any]
     rotate: Callable[..., Any]
     rotate_gradient: Callable[..., Any]
+    norm_and_rotate: Callable[..., Any]
+    norm_and_rotate_gradient: Callable[..., Any]
     swiglu: Callable[..., Any]
     swiglu_gradient: Callable[..., Any]
     cross_entropy: Callable[..., Any]

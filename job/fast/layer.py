@@ -1,8 +1,8 @@
 """A decoder layer as one function with a backward pass of its own.
 
 Per token it keeps its input, the rotated q, k, v, the attention's result, the middle residual, and gate and up:
-2 x (3 h + h + 2 kv + 2 f) bytes in bf16, 0.18 MB at h = 8192. With less memory it drops gate and up and multiplies
-again, or keeps its input alone.
+2 x (3 h + h + 2 kv + 2 f) bytes in bf16, 0.18 MB at h = 8192; Qwen 3's also q and k before their norms. With less
+memory it drops gate and up and multiplies again, or keeps its input alone.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from job.fast.attention import Documents, attend
 from job.fast.dropout import Dropout
 from job.fast.kernels import Kernels
 from job.fast.linear import Group
-from job.fast.pointwise import Small
+from job.fast.pointwise import HeadNorms, Small
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,8 @@ class _Kept:
     inner_gate_up: Tensor | None
     gate_up: Tensor | None
     inner_down: Tensor | None
+    unnormed: Tensor | None = None
+    """q and k before they were normed, and v: (M, all heads, D), where heads are normed."""
 
 
 class Layer:
@@ -66,6 +68,9 @@ class Layer:
         self.norm_1 = module.input_layernorm
         self.norm_2 = module.post_attention_layernorm
         self.head_dim = attention.head_dim
+        self.head_norms: HeadNorms | None = None
+        if (norm := getattr(attention, "q_norm", None)) is not None:
+            self.head_norms = HeadNorms(norm.weight, attention.k_norm.weight, norm.variance_epsilon)
         self.kernels = kernels
         self.keep = keep
         self.kv_heads = self.qkv.frozen[1].outputs // self.head_dim
@@ -95,18 +100,33 @@ class Layer:
         )
         return found
 
+    def _rotated(self, states: Tensor, where: Where) -> tuple[tuple[Tensor, ...], Tensor | None]:
+        """((q, k, v), what `_Kept.unnormed` is); (M, all heads, D)."""
+        do, cos, sin = self.kernels, where.cos, where.sin
+        if self.head_norms is None:
+            found = do.rotate(states, cos, sin, self.heads + self.kv_heads)
+            return found.split([self.heads, self.kv_heads, self.kv_heads], dim=1), None
+        query, key = do.norm_and_rotate(states, self.head_norms, cos, sin, self.heads, self.kv_heads)
+        return (query, key, states[:, self.heads + self.kv_heads :]), states
+
+    def _rotated_gradient(self, of_parts: tuple[Tensor, ...], kept: _Kept, where: Where) -> Tensor:
+        """Gradient of what q, k and v were made of: (M, all heads x D)."""
+        do, cos, sin = self.kernels, where.cos, where.sin
+        if self.head_norms is None:
+            found: Tensor = do.rotate_gradient(*of_parts, cos, sin)
+        else:
+            found = do.norm_and_rotate_gradient(*of_parts, kept.unnormed, self.head_norms, cos, sin)
+        return found.flatten(1)
+
     def run(self, x: Tensor, where: Where, *, differentiable: bool) -> tuple[Tensor, _Kept]:
         """The layer's result, and everything that its backward pass can use."""
         do = self.kernels
         normed, scale_1, small = self._norm(x, self.norm_1, self.qkv)
         flat, inner_qkv = self.qkv.forward(normed, small=small, dropout=self._dropout(where, self.qkv))
         del normed, small
-        states = do.rotate(flat.view(len(flat), -1, self.head_dim), where.cos, where.sin, self.heads + self.kv_heads)
+        parts, unnormed = self._rotated(flat.view(len(flat), -1, self.head_dim), where)
         del flat
-        query, key, value = (
-            part.detach().requires_grad_(differentiable)
-            for part in states.split([self.heads, self.kv_heads, self.kv_heads], dim=1)
-        )
+        query, key, value = (part.detach().requires_grad_(differentiable) for part in parts)
         with torch.set_grad_enabled(differentiable):
             attended = attend(query, key, value, where.documents).flatten(1)
         middle, inner_o = self.o.forward(attended.detach(), onto=x, dropout=self._dropout(where, self.o))
@@ -123,7 +143,7 @@ class Layer:
         y, inner_down = self.down.forward(act, onto=middle, small=small, dropout=self._dropout(where, self.down))
         qkv = (query, key, value)
         return y, _Kept(
-            x, scale_1, inner_qkv, attended, qkv, inner_o, middle, scale_2, inner_gate_up, gate_up, inner_down
+            x, scale_1, inner_qkv, attended, qkv, inner_o, middle, scale_2, inner_gate_up, gate_up, inner_down, unnormed
         )
 
     def gradients(self, dy: Tensor, kept: _Kept, where: Where, *, of_input: bool) -> tuple[Tensor | None, list[Tensor]]:
@@ -134,7 +154,7 @@ class Layer:
         of_o = self.o.parameter_gradients(d_middle, inner, kept.attended.detach(), kept.inner_o, dropout)
         of_states = torch.autograd.grad(kept.attended, kept.qkv, d_attended)
         del d_attended, small
-        d_flat = do.rotate_gradient(*of_states, where.cos, where.sin).flatten(1)
+        d_flat = self._rotated_gradient(of_states, kept, where)
         normed, dropout = do.normed(kept.x, self.norm_1.weight, kept.scale_1), self._dropout(where, self.qkv)
         if not of_input:
             inner = self.qkv.narrowed_back(d_flat)

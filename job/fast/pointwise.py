@@ -7,7 +7,7 @@ of its arguments it uses up: a kernel may write its result over them.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,6 +21,14 @@ FP8_LARGEST: Final = 448.0
 
 Small = tuple[Tensor, Tensor]
 """A matrix in e4m3, (M, K), and what its rows are to be multiplied by, (M, 1) in fp32."""
+
+
+class HeadNorms(NamedTuple):
+    """Weights of the norms over each head's features of q and of k, (D), and their epsilon. As Qwen 3 has them."""
+
+    query: Tensor
+    key: Tensor
+    epsilon: float
 
 
 def _wide(tensor: Tensor) -> Tensor:
@@ -61,18 +69,51 @@ def rotate(states: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
     The rest, the values, stays. Source: Su et al. 2021, arXiv:2104.09864, halves paired as in Llama. A negative sin
     is the inverse, and the gradient. Uses up `states`.
     """
-    turned = _wide(states[:, :heads])
-    half = turned.shape[-1] // 2
-    first, second = turned[..., :half], turned[..., half:]
-    c, s = cos.unsqueeze(1), sin.unsqueeze(1)
-    rotated = torch.cat((first * c - second * s, second * c + first * s), dim=-1).to(states.dtype)
+    rotated = _turned(_wide(states[:, :heads]), cos, sin).to(states.dtype)
     return torch.cat((rotated, states[:, heads:]), dim=1)
+
+
+def _turned(wide: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    first, second = wide.chunk(2, dim=-1)
+    c, s = cos.unsqueeze(1), sin.unsqueeze(1)
+    return torch.cat((first * c - second * s, second * c + first * s), dim=-1)
 
 
 def rotate_gradient(query: Tensor, key: Tensor, value: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Gradients of the three, turned back and beside one another: (M, all heads, D)."""
     states = torch.cat((query, key, value), dim=1)
     return rotate(states, cos, -sin, query.shape[1] + key.shape[1])
+
+
+def norm_and_rotate(
+    states: Tensor, norms: HeadNorms, cos: Tensor, sin: Tensor, heads: int, kv_heads: int
+) -> tuple[Tensor, Tensor]:
+    """q and k of `states`, each head normed and then rotated: (M, all heads, D) -> (M, heads, D), (M, kv heads, D).
+
+    Rounded where transformers' Qwen3RMSNorm rounds. `states` stay: their gradient is made from them.
+    """
+    query, key = states[:, :heads], states[:, heads : heads + kv_heads]
+    found = [
+        _turned(_wide(rms_norm(part, weight, norms.epsilon, quantise=False)[0]), cos, sin).to(states.dtype)
+        for part, weight in ((query, norms.query), (key, norms.key))
+    ]
+    return found[0], found[1]
+
+
+def norm_and_rotate_gradient(
+    query: Tensor, key: Tensor, value: Tensor, states: Tensor, norms: HeadNorms, cos: Tensor, sin: Tensor
+) -> Tensor:
+    """Gradient of `states` from those of the three: (M, all heads, D). Uses up `states`."""
+    heads, kv_heads = query.shape[1], key.shape[1]
+    found = []
+    for gradient, part, weight in (
+        (query, states[:, :heads], norms.query),
+        (key, states[:, heads : heads + kv_heads], norms.key),
+    ):
+        back = _turned(_wide(gradient), cos, -sin)
+        _, scale, _ = rms_norm(part, weight, norms.epsilon, quantise=False)
+        found.append(rms_norm_gradient(back, part, weight, scale, back.new_zeros(()), quantise=False)[0])
+    return torch.cat((*found, value), dim=1)
 
 
 def swiglu(

@@ -15,6 +15,8 @@ import triton.language as tl
 from torch import Tensor
 
 from job.fast.pointwise import FP8, FP8_LARGEST, Small
+from job.fast.triton_heads import norm_and_rotate as norm_and_rotate
+from job.fast.triton_heads import norm_and_rotate_gradient as norm_and_rotate_gradient
 
 COLUMNS: Final = 2048
 """Of a row that is read in pieces."""
@@ -126,17 +128,19 @@ def _rotate(
     SIGN: tl.constexpr,  # 1, -1 back, 0 a copy
     HEADS: tl.constexpr,
     HALF: tl.constexpr,
+    BLOCK: tl.constexpr,  # the next power of two
 ):
     row = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
-    inside = (head < heads)[:, None]
-    at = tl.arange(0, HALF)
+    at = tl.arange(0, BLOCK)
+    known = at < HALF
+    inside = (head < heads)[:, None] & known[None, :]
     there = states + row * token_stride + head[:, None] * head_stride + at[None, :]
     first = tl.load(there, mask=inside, other=0.0).to(tl.float32)
     second = tl.load(there + HALF, mask=inside, other=0.0).to(tl.float32)
     if SIGN != 0:
-        c = tl.load(cos + row * HALF + at)[None, :]
-        s = tl.load(sin + row * HALF + at)[None, :] * SIGN
+        c = tl.load(cos + row * HALF + at, mask=known, other=0.0)[None, :]
+        s = tl.load(sin + row * HALF + at, mask=known, other=0.0)[None, :] * SIGN
         first, second = first * c - second * s, second * c + first * s
     target = out + row * out_stride + head[:, None] * (2 * HALF) + at[None, :]
     tl.store(target, first.to(out.dtype.element_ty), mask=inside)
@@ -288,6 +292,7 @@ def _turn(states: Tensor, out: Tensor, cos: Tensor, sin: Tensor, *, sign: int) -
         SIGN=sign,
         HEADS=together,
         HALF=size // 2,
+        BLOCK=triton.next_power_of_2(size // 2),
         num_warps=4,
     )
 

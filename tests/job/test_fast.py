@@ -8,7 +8,8 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
-from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
+from transformers import AutoModelForCausalLM, GemmaConfig, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
+from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
 from job.contract.fast_path import Keep
 from job.fast import pointwise
@@ -27,6 +28,7 @@ SMALL: dict[str, Any] = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 256,
 }
+WIDE_HEADS = SMALL | {"head_dim": 24}
 COUNT = 7.0
 """What losses are divided by: not the number of this batch's tokens, which are a part of a step."""
 CLOSE = 2e-6
@@ -83,6 +85,10 @@ MODELS = {
     "Llama": lambda: made(LlamaConfig(**SMALL)),
     "Mistral": lambda: made(MistralConfig(**SMALL, sliding_window=None)),
     "Qwen 2, with biases": lambda: made(Qwen2Config(**SMALL)),
+    "Qwen 3, heads that are normed, and wider together than the stream": lambda: made(Qwen3Config(**WIDE_HEADS)),
+    "Qwen 3, with biases, v and up only": lambda: made(
+        Qwen3Config(**WIDE_HEADS, attention_bias=True), target_modules=["v_proj", "up_proj"]
+    ),
     "q and v only": lambda: made(LlamaConfig(**SMALL), target_modules=["q_proj", "v_proj"]),
     "k and down only": lambda: made(LlamaConfig(**SMALL), target_modules=["k_proj", "down_proj"]),
     "ranks that differ": lambda: made(LlamaConfig(**SMALL), rank_pattern={"k_proj": 2, "up_proj": 6}),
@@ -101,8 +107,9 @@ def test_loss_and_gradients_are_the_modules(name: str, lengths: list[int]) -> No
 
 
 @pytest.mark.parametrize("keep", ["no gate and up", "input"])
-def test_what_is_kept_changes_no_bit(keep: Keep) -> None:
-    model, batch = MODELS["Llama"](), a_batch([5, 9, 3])
+@pytest.mark.parametrize("config", [LlamaConfig(**SMALL), Qwen3Config(**WIDE_HEADS)], ids=["Llama", "Qwen 3"])
+def test_what_is_kept_changes_no_bit(config: Any, keep: Keep) -> None:
+    model, batch = made(config), a_batch([5, 9, 3])
     whole = gradients(model, FastModel(model).loss(*batch, COUNT))
     mixed: list[Keep] = ["all", keep, keep]
     again = gradients(model, FastModel(model, keep=mixed).loss(*batch, COUNT))
@@ -235,11 +242,13 @@ def test_without_gradients_nothing_is_kept() -> None:
 def test_what_it_cannot_compute_is_named() -> None:
     llama = MODELS["Llama"]()
     assert why_not(llama, dora=True, longest=20) == "DoRA"
-    assert "another layer" in (why_not(made(Qwen3Config(**SMALL)), dora=False, longest=20) or "")
+    assert "another layer" in (why_not(made(GemmaConfig(**SMALL)), dora=False, longest=20) or "")
     dropping = made(LlamaConfig(**SMALL, attention_dropout=0.1))
     assert why_not(dropping, dora=False, longest=20) == "its attention has dropout"
     embedding = made(LlamaConfig(**SMALL), target_modules=["q_proj", "embed_tokens"])
     assert "embed_tokens" in (why_not(embedding, dora=False, longest=20) or "")
+    sliding = {"use_sliding_window": True, "sliding_window": 10, "max_window_layers": 0}
+    assert "10 tokens" in (why_not(made(Qwen3Config(**SMALL, **sliding)), dora=False, longest=11) or "")
     window = made(MistralConfig(**SMALL, sliding_window=10))
     assert why_not(window, dora=False, longest=10) is None
     assert "10 tokens" in (why_not(window, dora=False, longest=11) or "")
@@ -295,6 +304,39 @@ class TestPointwise:
         assert not torch.allclose(turned[:, :3], states[:, :3])
         back = pointwise.rotate_gradient(turned[:, :2], turned[:, 2:3], turned[:, 3:], angle.cos(), angle.sin())
         assert torch.allclose(back, states)
+
+    def test_norm_and_rotation_of_heads(self) -> None:
+        torch.manual_seed(0)
+        heads, kv_heads = 3, 2
+        states = torch.randn(5, heads + 2 * kv_heads, 8, dtype=torch.float64, requires_grad=True)
+        of_query, of_key = torch.randn(2, 8, dtype=torch.float64)
+        norms = pointwise.HeadNorms(of_query, of_key, 1e-6)
+        norms.query[3] = 0.0  # what a weight of zero hides cannot be seen in the rotated values
+        angle = torch.randn(5, 4, dtype=torch.float64)
+        cos, sin = angle.cos(), angle.sin()
+        found = (
+            *pointwise.norm_and_rotate(states, norms, cos, sin, heads, kv_heads),
+            states[:, heads + kv_heads :],
+        )
+        normed = [
+            torch.nn.functional.rms_norm(part, (8,), weight, norms.epsilon)
+            for part, weight in ((states[:, :heads], norms.query), (states[:, heads : heads + kv_heads], norms.key))
+        ]
+        for ours, alone in zip(found, normed, strict=False):
+            assert torch.allclose(ours, pointwise.rotate(alone, cos, sin, alone.shape[1]))
+        query, key, value = (torch.randn_like(part) for part in found)
+        [autograd] = torch.autograd.grad(found, states, (query, key, value))
+        back = pointwise.norm_and_rotate_gradient(query, key, value, states.detach(), norms, cos, sin)
+        assert torch.allclose(back, autograd)
+
+    def test_heads_are_rounded_where_the_modules_round_them(self) -> None:
+        torch.manual_seed(0)
+        states, weight = torch.randn(65, 4, 16).bfloat16(), torch.randn(16).bfloat16()
+        theirs = Qwen3RMSNorm(16, eps=1e-6)
+        theirs.weight.data = weight
+        still = torch.ones(65, 8), torch.zeros(65, 8)
+        query, key = pointwise.norm_and_rotate(states, pointwise.HeadNorms(weight, weight, 1e-6), *still, 2, 1)
+        assert torch.equal(torch.cat((query, key), dim=1), theirs(states[:, :3]))
 
     def test_cross_entropy(self) -> None:
         torch.manual_seed(0)

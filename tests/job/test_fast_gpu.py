@@ -80,19 +80,45 @@ def test_swiglu_and_its_gradient(width: int, quantise: bool) -> None:
         assert_same_fp8(small_gradient, d_gate_up)
 
 
+@pytest.mark.parametrize("size", [64, 80, 128])
 @pytest.mark.parametrize(("heads", "kv"), [(32, 8), (64, 8), (5, 1)])
-def test_rotation_and_its_gradient(heads: int, kv: int) -> None:
+def test_rotation_and_its_gradient(heads: int, kv: int, size: int) -> None:
     from job.fast import triton_pointwise as kernels
 
-    states = random(19, heads + 2 * kv, 128)
-    angle = torch.randn(19, 64, device="cuda")
+    states = random(19, heads + 2 * kv, size)
+    angle = torch.randn(19, size // 2, device="cuda")
     cos, sin = angle.cos(), angle.sin()
     found = kernels.rotate(states.clone(), cos, sin, heads + kv)
     assert_near(found, pointwise.rotate(states.double(), cos.double(), sin.double(), heads + kv))
-    q, k, v = torch.split(random(19, heads + 2 * kv, 128, seed=1), [heads, kv, kv], dim=1)
+    q, k, v = torch.split(random(19, heads + 2 * kv, size, seed=1), [heads, kv, kv], dim=1)
     back = kernels.rotate_gradient(q, k, v, cos, sin)
     wide = pointwise.rotate_gradient(q.double(), k.double(), v.double(), cos.double(), sin.double())
     assert_near(back, wide)
+
+
+@pytest.mark.parametrize("size", [64, 80, 128, 256])
+@pytest.mark.parametrize(("heads", "kv"), [(32, 8), (64, 8), (5, 1)])
+def test_norm_and_rotation_of_heads_and_their_gradient(heads: int, kv: int, size: int) -> None:
+    from job.fast import triton_pointwise as kernels
+
+    states = random(19, heads + 2 * kv, size)
+    norms = pointwise.HeadNorms(random(size, seed=1), random(size, seed=2), 1e-6)
+    wide_norms = pointwise.HeadNorms(norms.query.double(), norms.key.double(), norms.epsilon)
+    angle = torch.randn(19, size // 2, device=states.device)
+    cos, sin = angle.cos(), angle.sin()
+    wide = (cos.double(), sin.double())
+    before = states.clone()
+    found = kernels.norm_and_rotate(states, norms, cos, sin, heads, kv)
+    assert torch.equal(states, before)
+    expected = pointwise.norm_and_rotate(states.double(), wide_norms, *wide, heads, kv)
+    for ours, exact in zip(found, expected, strict=True):
+        # Rounded twice, as in transformers, then turned, and rounded again: relative to the pair, of which one may be
+        # near zero.
+        length = torch.unflatten(exact, -1, (2, -1)).norm(dim=-2).repeat(1, 1, 2)
+        assert ((ours.double() - exact).abs() <= 3 * ROUNDING * length).all()
+    q, k, v = torch.split(random(19, heads + 2 * kv, size, seed=3), [heads, kv, kv], dim=1)
+    exact = pointwise.norm_and_rotate_gradient(q.double(), k.double(), v.double(), states.double(), wide_norms, *wide)
+    assert_near(kernels.norm_and_rotate_gradient(q, k, v, states, norms, cos, sin), exact)
 
 
 @pytest.mark.parametrize("vocabulary", [97, 128256])

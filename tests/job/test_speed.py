@@ -8,17 +8,70 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
 
 from job.contract.errors import ModelInvalid
 from job.contract.fast_path import Shape, what_to_keep
-from job.speed import speed_up
+from job.contract.recipe import Lora
+from job.fast.attention import Documents
+from job.fast.layer import Where
+from job.fast.linear import refresh
+from job.fast.model import FastModel
+from job.speed import shape_of, speed_up
 from job.weights import Base
+from launch.fast_path import layer_shape
+from launch.shape import Shape as ModelShape
+from launch.shape import shape_of as shape_told_by
 from tests.job.stack import adapted, tiny_recipe
 
 LLAMA_70B = Shape(
-    layers=80, hidden=8192, heads=10240, feed_forward=28672, rank=112, weights=8192 * 18432 + 3 * 8192 * 28672
+    layers=80,
+    hidden=8192,
+    heads=10240,
+    attended=8192,
+    feed_forward=28672,
+    rank=112,
+    weights=8192 * 18432 + 3 * 8192 * 28672,
 )
 GIB = 2**30
+CONFIG: dict[str, Any] = {
+    "vocab_size": 97,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 24,
+}
+"""Heads that are wider together than the stream between layers, as in Qwen 3's 0.6B, 4B and 32B."""
+
+
+@pytest.fixture(params=[LlamaConfig, Qwen3Config], ids=["Llama", "Qwen 3"])
+def wide_heads(request: pytest.FixtureRequest) -> Any:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(request.param(**CONFIG)).bfloat16()
+    return get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
+
+
+def test_what_a_layer_keeps_is_what_is_counted(wide_heads: Any) -> None:
+    """Bytes of all that `_Kept` holds on to, whatever shares a tensor's memory counted once."""
+    fast, tokens = FastModel(wide_heads), 16
+    layer = fast.layers[0]
+    refresh(layer.groups, torch.bfloat16)
+    angle = torch.randn(tokens, layer.head_dim // 2)
+    where = Where(Documents.of([tokens], angle.device), angle.cos(), angle.sin())
+    _, kept = layer.run(torch.randn(tokens, 32).bfloat16(), where, differentiable=True)
+    found = [part for value in vars(kept).values() for part in (value if isinstance(value, tuple) else (value,))]
+    memory = {part.untyped_storage().data_ptr(): part.untyped_storage().nbytes() for part in found if part is not None}
+    counted = shape_of(fast).kept("all") * tokens
+    assert counted - 16 * tokens < sum(memory.values()) <= counted
+
+
+def test_the_launcher_counts_what_the_job_counts(wide_heads: Any) -> None:
+    told = shape_told_by(wide_heads.config.to_dict())
+    assert isinstance(told, ModelShape)
+    assert layer_shape(told, Lora(rank=4)) == shape_of(FastModel(wide_heads))
 
 
 @given(tokens=st.integers(1, 20_000), room=st.integers(-GIB, 200 * GIB))

@@ -34,7 +34,7 @@ def place(gpu: str) -> Place:
 @pytest.mark.parametrize(
     ("config", "lora", "why", "instead"),
     [
-        ({"model_type": "qwen3"}, {}, "qwen3", "base model"),
+        ({"model_type": "phi3"}, {}, "phi3", "base model"),
         ({"model_type": "mixtral"}, {}, "mixtral", "base model"),  # whose shape is not known either
         ({}, {"dora": True}, "DoRA", "lora.dora to false"),
         ({}, {"target_modules": ["lm_head"]}, "lm_head", "target_modules"),

@@ -107,6 +107,10 @@ def test_the_bytes_of_an_optimizer_are_those_that_the_job_counts() -> None:
         ({"model_type": "qwen2", "sliding_window": 512, "use_sliding_window": False}, {}, None),
         ({"model_type": "qwen2", "sliding_window": 512}, {}, None),  # unused, unless it is told to
         ({"model_type": "qwen2", "sliding_window": 512, "use_sliding_window": True}, {}, "512 tokens back"),
+        ({"model_type": "qwen3"}, {}, None),
+        ({"model_type": "qwen3", "sliding_window": 512}, {}, None),
+        ({"model_type": "qwen3", "sliding_window": 512, "use_sliding_window": True}, {}, "512 tokens back"),
+        ({"model_type": "qwen3", "use_sliding_window": True}, {"training": {"max_length": 8192}}, "4096 tokens back"),
         ({"model_type": "mistral", "sliding_window": None}, {}, None),
         ({"model_type": "mistral", "sliding_window": 512}, {}, "512 tokens back"),
         ({"model_type": "mistral"}, {"training": {"max_length": 8192}}, "4096 tokens back"),
@@ -215,6 +219,9 @@ def test_a_shape_is_read_from_config_json(tmp_path: Path) -> None:
     assert shape_of(LLAMA_8B_CONFIG) == LLAMA_8B
     write_tiny_model(tmp_path)
     assert shape_of(json.loads((tmp_path / "config.json").read_text())) == TINY_SHAPE
+    left_out = shape_of(LLAMA_8B_CONFIG | {"model_type": "qwen3", "num_attention_heads": 64})
+    assert isinstance(left_out, Shape)
+    assert left_out.head_dim == 128  # and not 4096 / 64
 
 
 @pytest.mark.parametrize(
