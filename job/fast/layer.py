@@ -134,13 +134,14 @@ class Layer:
         gate_up = self.gate_up.multiply(normed, small)
         inner_gate_up = self.gate_up.narrowed(normed, self._dropout(where, self.gate_up))
         del normed, small
-        act, small = do.swiglu(
+        act, largest = do.swiglu(
             gate_up,
             self.gate_up.added(inner_gate_up),
             quantise=self.down.fp8_forward,
             gate_ranks=self.gate_up.rank_of_first,
         )
-        y, inner_down = self.down.forward(act, onto=middle, small=small, dropout=self._dropout(where, self.down))
+        dropout = self._dropout(where, self.down)
+        y, inner_down = self.down.forward(act, onto=middle, largest=largest, dropout=dropout)
         qkv = (query, key, value)
         return y, _Kept(
             x, scale_1, inner_qkv, attended, qkv, inner_o, middle, scale_2, inner_gate_up, gate_up, inner_down, unnormed
@@ -150,7 +151,7 @@ class Layer:
         """(gradient of x, gradients of `parameters`). `kept` is used up."""
         d_middle, small, of_gate_up, of_down = self._mlp_gradients(dy, kept, where)
         do, dropout = self.kernels, self._dropout(where, self.o)
-        d_attended, inner = self.o.input_gradient(d_middle, small, dropout)
+        d_attended, inner = self.o.input_gradient(d_middle, small=small, dropout=dropout)
         of_o = self.o.parameter_gradients(d_middle, inner, kept.attended.detach(), kept.inner_o, dropout)
         of_states = torch.autograd.grad(kept.attended, kept.qkv, d_attended)
         del d_attended, small
@@ -175,7 +176,7 @@ class Layer:
         if gate_up is None:
             gate_up = self.gate_up.multiply(normed)
         inner, dropout = self.down.narrowed_back(dy), self._dropout(where, self.down)
-        d_gate_up, act, small = do.swiglu_gradient(
+        d_gate_up, act, largest = do.swiglu_gradient(
             self.down.multiply_back(dy),
             gate_up,
             self.gate_up.added(kept.inner_gate_up),
@@ -188,9 +189,9 @@ class Layer:
         of_down = self.down.parameter_gradients(dy, inner, act, kept.inner_down, dropout)
         del act
         dropout = self._dropout(where, self.gate_up)
-        d_normed, inner = self.gate_up.input_gradient(d_gate_up, small, dropout)
+        d_normed, inner = self.gate_up.input_gradient(d_gate_up, largest=largest, dropout=dropout)
         of_gate_up = self.gate_up.parameter_gradients(d_gate_up, inner, normed, kept.inner_gate_up, dropout)
-        del d_gate_up, small
+        del d_gate_up
         d_middle, small = do.rms_norm_gradient(
             d_normed, kept.middle, self.norm_2.weight, kept.scale_2, dy, quantise=self.o.fp8 is not None
         )

@@ -161,6 +161,7 @@ class Group:
         *,
         onto: Tensor | None = None,
         small: Small | None = None,
+        largest: Tensor | None = None,
         dropout: Dropout | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """(y, drop(x) A^T): (M, K) -> (M, N), (M, R).
@@ -168,8 +169,12 @@ class Group:
         Args:
             onto: (M, N), added to y: the residual. Adding it where numbers are at hand costs no pass of its own.
             small: x in e4m3, where it is at hand.
+            largest: (M), the largest number of each row of x, where that is.
         """
-        inner = self.narrowed(x, dropout)
+        if largest is not None and self.rank:
+            inner, small = self._do.narrow_quantised(x, self.adapter[0], dropout, largest)
+        else:
+            inner = self.narrowed(x, dropout)
         pair, more = self.added(inner), () if onto is None else (onto,)
         if pair is None:
             y = self.multiply(x, small)
@@ -184,10 +189,22 @@ class Group:
         return y.addmm_(x, self.weight(x.dtype).T), inner
 
     def input_gradient(
-        self, dy: Tensor, small: Small | None = None, dropout: Dropout | None = None
+        self,
+        dy: Tensor,
+        *,
+        small: Small | None = None,
+        largest: Tensor | None = None,
+        dropout: Dropout | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """(gradient of x, dy B): (M, N) -> (M, K), (M, R). `small`: dy in e4m3, where it is at hand."""
-        inner = self.narrowed_back(dy)
+        """(gradient of x, dy B): (M, N) -> (M, K), (M, R).
+
+        Args:
+            small, largest: of dy, as `forward` has them of x.
+        """
+        if largest is not None and self.rank:
+            inner, small = self._do.narrow_quantised(dy, self.adapter[1].T, None, largest)
+        else:
+            inner = self.narrowed_back(dy)
         pair = self.added_back(inner)
         if pair is None:
             return self.multiply_back(dy, small), None

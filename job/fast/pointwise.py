@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from job.fast.dropout import Dropout
-from job.fast.narrow import Widened, widened
+from job.fast.narrow import Widened, narrow, widened
 
 FP8: Final = torch.float8_e4m3fn
 FP8_LARGEST: Final = 448.0
@@ -118,16 +118,17 @@ def norm_and_rotate_gradient(
 
 def swiglu(
     gate_up: Tensor, adapter: Widened | None, *, quantise: bool, gate_ranks: int | None = None
-) -> tuple[Tensor, Small | None]:
-    """silu(gate) * up, once the adapter is added to both; (M, 2F) -> (M, F); and in e4m3, if that is asked for.
+) -> tuple[Tensor, Tensor | None]:
+    """(silu(gate) * up, once the adapter is added to both, its largest number in each row); (M, 2F) -> (M, F), (M).
 
     Args:
+        quantise: whether the second is wanted.
         gate_ranks: so many of the adapter's ranks add to gate alone, and the others to up alone: elsewhere there are
             zeros, which need not be multiplied.
     """
     gate, up = widened(adapter, _wide(gate_up)).chunk(2, dim=-1)
     act = (gate * torch.sigmoid(gate) * up).to(gate_up.dtype)
-    return act, to_fp8(act) if quantise else None
+    return act, _largest(act) if quantise else None
 
 
 def swiglu_gradient(
@@ -139,10 +140,11 @@ def swiglu_gradient(
     *,
     quantise: bool,
     gate_ranks: int | None = None,
-) -> tuple[Tensor, Tensor, Small | None]:
-    """(gradient of gate_up, swiglu(gate_up) again, the gradient in e4m3 if that is asked for). Uses up the first two.
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """(gradient of gate_up, swiglu(gate_up) again, the gradient's largest number in each row). Uses up the first two.
 
     Args:
+        quantise: whether the last is wanted.
         adapter, gate_ranks: as `swiglu` has them.
         more: what is to be added to `gradient`, (M, F), by the adapter that reads the result through `dropout`.
     """
@@ -152,7 +154,11 @@ def swiglu_gradient(
     silu = gate * sigmoid
     of_gate = wide * up * sigmoid * (1 + gate * (1 - sigmoid))
     found = torch.cat((of_gate, wide * silu), dim=-1).to(gate_up.dtype)
-    return found, (silu * up).to(gate_up.dtype), to_fp8(found) if quantise else None
+    return found, (silu * up).to(gate_up.dtype), _largest(found) if quantise else None
+
+
+def _largest(x: Tensor) -> Tensor:
+    return x.float().abs().amax(-1)
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -169,3 +175,9 @@ def to_fp8(x: Tensor) -> Small:
     wide = x.float()
     scale = wide.abs().amax(-1, keepdim=True).clamp(min=1e-12) / FP8_LARGEST
     return (wide / scale).to(FP8), scale
+
+
+def narrow_quantised(x: Tensor, down: Tensor, dropout: Dropout | None, largest: Tensor) -> tuple[Tensor, Small]:
+    """(narrow(x, down, dropout), x in e4m3); the largest number of each of its rows is known, (M)."""
+    del largest  # of use to those who read x once
+    return narrow(x, down, dropout), to_fp8(x)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from job.fast.dropout import BITS, Dropout
 from job.fast.narrow import Widened
+from job.fast.pointwise import FP8, FP8_LARGEST, Small
 
 TOKENS: Final = 64
 SUMMED: Final = 64
@@ -87,27 +88,39 @@ def _narrow(
     down_rank,
     down_column,
     span,
+    largest,
+    small,
+    scale,
     seed,
     threshold,
     factor,
     DROPS: tl.constexpr,
     BITS: tl.constexpr,
+    QUANTISE: tl.constexpr,
+    LARGEST: tl.constexpr,
     RANK: tl.constexpr,
     RANKS: tl.constexpr,
     TOKENS: tl.constexpr,
     FEATURES: tl.constexpr,
 ):
-    """A part of the columns to a program: out is (parts, n_rows, RANK)."""
+    """A part of the columns to a program: out is (parts, n_rows, RANK). On the way x is written in e4m3."""
     rows = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
     part = tl.program_id(1)
     ranks = tl.program_id(2) * RANKS + tl.arange(0, RANKS)
     inside = rows < n_rows
     found = tl.zeros((TOKENS, RANKS), tl.float32)
+    if QUANTISE:
+        most = tl.maximum(tl.load(largest + rows, mask=inside, other=1.0), 1e-12)
+        tl.store(scale + rows, most / LARGEST, mask=inside)
+        by = (LARGEST / most)[:, None]
     for start in range(part * span, tl.minimum(part * span + span, n_columns), FEATURES):
         columns = start + tl.arange(0, FEATURES)
         within = columns < n_columns
         held = inside[:, None] & within[None, :]
         value = tl.load(x + rows.to(tl.int64)[:, None] * x_stride + columns[None, :], mask=held, other=0.0)
+        if QUANTISE:
+            there = small + rows.to(tl.int64)[:, None] * n_columns + columns[None, :]
+            tl.store(there, (value.to(tl.float32) * by).to(small.dtype.element_ty), mask=held)
         if DROPS:
             value = tl.where(kept(rows, columns, seed, threshold, BITS), value, 0.0).to(x.dtype.element_ty)
         held = within[:, None] & (ranks < RANK)[None, :]
@@ -219,17 +232,34 @@ def _parts(blocks: int, length: int, block: int) -> tuple[int, int]:
 
 def narrow(x: Tensor, down: Tensor, dropout: Dropout | None) -> Tensor:
     """As job.fast.narrow.narrow."""
+    return _narrowed(x, down, dropout, None)[0]
+
+
+def narrow_quantised(x: Tensor, down: Tensor, dropout: Dropout | None, largest: Tensor) -> tuple[Tensor, Small]:
+    """As job.fast.pointwise.narrow_quantised, of a contiguous x; both at once, since reading x is what costs."""
+    inner, small, scale = _narrowed(x, down, dropout, largest)
+    return inner, (small, scale)
+
+
+def _narrowed(
+    x: Tensor, down: Tensor, dropout: Dropout | None, largest: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
     (rows, columns), rank = x.shape, len(down)
     blocks, ranks = triton.cdiv(rows, TOKENS), ranks_of(rank, MOST_RANKS)
     parts, span = _parts(blocks, columns, SUMMED)
     out = torch.empty(parts, rows, rank, dtype=x.dtype if parts == 1 else torch.float32, device=x.device)
+    small, scale = x, x  # handed over and never written to
+    if largest is not None:
+        small = torch.empty(rows, columns, dtype=FP8, device=x.device)
+        scale = torch.empty(rows, 1, dtype=torch.float32, device=x.device)
     _narrow[(blocks, parts, triton.cdiv(rank, ranks))](
         *(x, down, out, rows, columns, x.stride(0), *down.stride(), span),
-        *(*drops(dropout), rank, ranks, TOKENS, SUMMED),
+        *(x if largest is None else largest, small, scale, *drops(dropout), largest is not None, FP8_LARGEST),
+        *(rank, ranks, TOKENS, SUMMED),
         num_warps=4,
         num_stages=3,
     )
-    return out[0] if parts == 1 else out.sum(0).to(x.dtype)
+    return out[0] if parts == 1 else out.sum(0).to(x.dtype), small, scale
 
 
 def narrow_gradient(inner: Tensor, x: Tensor, dropout: Dropout | None) -> Tensor:

@@ -15,8 +15,6 @@ import triton.language as tl
 from torch import Tensor
 
 from job.fast.pointwise import FP8, FP8_LARGEST, Small
-from job.fast.triton_heads import norm_and_rotate as norm_and_rotate
-from job.fast.triton_heads import norm_and_rotate_gradient as norm_and_rotate_gradient
 
 COLUMNS: Final = 2048
 """Of a row that is read in pieces."""
@@ -35,16 +33,13 @@ def _quantise_row(row, values, small, scale, largest, width, LARGEST: tl.constex
 
 
 @triton.jit
-def _to_fp8(x, known, small, scale, width, KNOWN: tl.constexpr, LARGEST: tl.constexpr, COLUMNS: tl.constexpr):
+def _to_fp8(x, small, scale, width, LARGEST: tl.constexpr, COLUMNS: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     largest = 1e-12
-    if KNOWN:
-        largest = tl.maximum(tl.load(known + row), largest)
-    else:
-        for start in range(0, width, COLUMNS):
-            at = start + tl.arange(0, COLUMNS)
-            value = tl.load(x + row * width + at, mask=at < width, other=0.0).to(tl.float32)
-            largest = tl.maximum(largest, tl.max(tl.abs(value)))
+    for start in range(0, width, COLUMNS):
+        at = start + tl.arange(0, COLUMNS)
+        value = tl.load(x + row * width + at, mask=at < width, other=0.0).to(tl.float32)
+        largest = tl.maximum(largest, tl.max(tl.abs(value)))
     _quantise_row(row, x, small, scale, largest, width, LARGEST, COLUMNS)
 
 
@@ -182,18 +177,9 @@ def _room(rows: int, width: int, like: Tensor, *, quantise: bool) -> tuple[Tenso
 def to_fp8(x: Tensor) -> Small:
     """As job.fast.pointwise.to_fp8."""
     x = x.contiguous()
-    return _small(x, x, known=False)
-
-
-def quantise_known(x: Tensor, largest: Tensor) -> Small:
-    """The same where the largest number of each row is known; x is contiguous, `largest` (M)."""
-    return _small(x, largest, known=True)
-
-
-def _small(x: Tensor, largest: Tensor, *, known: bool) -> Small:
     rows, width = x.shape
     small, scale = _room(rows, width, x, quantise=True)
-    _to_fp8[(rows,)](x, largest, small, scale, width, known, FP8_LARGEST, COLUMNS, num_warps=WARPS)
+    _to_fp8[(rows,)](x, small, scale, width, FP8_LARGEST, COLUMNS, num_warps=WARPS)
     return small, scale
 
 

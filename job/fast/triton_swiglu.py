@@ -2,8 +2,8 @@
 
 Added inside the multiplications, or by a pass of its own after products in e4m3, that would be another reading and
 writing of the widest activations there are: 1.2 ms of a layer's 20 in e4m3 (8B, 16 384 tokens, H200, 2026-11-23). Here
-the numbers are at hand. A program has a tile of tokens by features; the largest number of a token, which scales it
-in e4m3, is found by all of its programs together.
+the numbers are at hand. A program has a tile of tokens by features; the largest number of a token, which will scale
+it in e4m3, is found by all of its programs together.
 """
 
 from __future__ import annotations
@@ -17,9 +17,7 @@ from torch import Tensor
 
 from job.fast.dropout import Dropout
 from job.fast.narrow import Widened
-from job.fast.pointwise import Small
 from job.fast.triton_narrow import RANKS_OF_TILE, drops, kept, ranks_of, widened_tile
-from job.fast.triton_pointwise import quantise_known
 
 TOKENS: Final = 32
 FEATURES: Final = 128
@@ -232,7 +230,7 @@ def _split(rank: int, gate_ranks: int | None) -> tuple[int, int, int, int]:
 
 def swiglu(
     gate_up: Tensor, adapter: Widened | None, *, quantise: bool, gate_ranks: int | None = None
-) -> tuple[Tensor, Small | None]:
+) -> tuple[Tensor, Tensor | None]:
     """As job.fast.pointwise.swiglu."""
     rows, width = gate_up.shape[0], gate_up.shape[1] // 2
     act = torch.empty(rows, width, dtype=gate_up.dtype, device=gate_up.device)
@@ -243,7 +241,7 @@ def swiglu(
         *(*_split(rank, gate_ranks), quantise, TOKENS, FEATURES),
         num_warps=WARPS,
     )
-    return act, quantise_known(act, largest) if quantise else None
+    return act, largest if quantise else None
 
 
 def swiglu_gradient(
@@ -255,7 +253,7 @@ def swiglu_gradient(
     *,
     quantise: bool,
     gate_ranks: int | None = None,
-) -> tuple[Tensor, Tensor, Small | None]:
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """As job.fast.pointwise.swiglu_gradient, over its first two arguments."""
     rows, width = gradient.shape
     largest = torch.zeros(rows if quantise else 0, dtype=torch.float32, device=gradient.device)
@@ -267,4 +265,4 @@ def swiglu_gradient(
         *(quantise, TOKENS, FEATURES),
         num_warps=WARPS,
     )
-    return gate_up, gradient, quantise_known(gate_up, largest) if quantise else None
+    return gate_up, gradient, largest if quantise else None
