@@ -65,7 +65,14 @@ def _swiglu(
     found = (gate * tl.sigmoid(gate) * up).to(act.dtype.element_ty)
     tl.store(act + rows.to(tl.int64)[:, None] * width + columns[None, :], found, mask=held)
     if QUANTISE:
-        tl.atomic_max(largest + rows, tl.max(tl.abs(found.to(tl.float32)), axis=1), mask=rows < n_rows)
+        _note_largest(largest, rows, tl.abs(found.to(tl.float32)), n_rows)
+
+
+@triton.jit
+def _note_largest(largest, rows, found, n_rows):
+    """Of numbers that are not negative, and therefore in the order of their bits. Nothing waits for the others."""
+    bits = tl.max(found, axis=1).to(tl.int32, bitcast=True)
+    tl.atomic_max(largest + rows, bits, mask=rows < n_rows, sem="relaxed")
 
 
 @triton.jit
@@ -210,7 +217,7 @@ def _swiglu_gradient(
     tl.store(there, (silu * up).to(d_act.dtype.element_ty), mask=held)
     if QUANTISE:
         most = tl.maximum(tl.abs(of_gate.to(tl.float32)), tl.abs(of_up.to(tl.float32)))
-        tl.atomic_max(largest + rows, tl.max(most, axis=1), mask=rows < n_rows)
+        _note_largest(largest, rows, most, n_rows)
 
 
 def _pair(pair: Widened | None, like: Tensor) -> tuple[Tensor, Tensor, int, int, int]:
@@ -234,14 +241,14 @@ def swiglu(
     """As job.fast.pointwise.swiglu."""
     rows, width = gate_up.shape[0], gate_up.shape[1] // 2
     act = torch.empty(rows, width, dtype=gate_up.dtype, device=gate_up.device)
-    largest = torch.zeros(rows if quantise else 0, dtype=torch.float32, device=gate_up.device)
+    largest = torch.zeros(rows if quantise else 0, dtype=torch.int32, device=gate_up.device)
     inner, outer, *strides, rank = _pair(adapter, gate_up)
     _swiglu[(triton.cdiv(rows, TOKENS), triton.cdiv(width, FEATURES))](
         *(gate_up, inner, outer, act, largest, rows, width, *strides),
         *(*_split(rank, gate_ranks), quantise, TOKENS, FEATURES),
         num_warps=WARPS,
     )
-    return act, largest if quantise else None
+    return act, largest.view(torch.float32) if quantise else None
 
 
 def swiglu_gradient(
@@ -256,7 +263,7 @@ def swiglu_gradient(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """As job.fast.pointwise.swiglu_gradient, over its first two arguments."""
     rows, width = gradient.shape
-    largest = torch.zeros(rows if quantise else 0, dtype=torch.float32, device=gradient.device)
+    largest = torch.zeros(rows if quantise else 0, dtype=torch.int32, device=gradient.device)
     inner, outer, *strides, rank = _pair(adapter, gate_up)
     d_inner, d_outer, *d_strides, d_rank = _pair(more, gate_up)
     _swiglu_gradient[(triton.cdiv(rows, TOKENS), triton.cdiv(width, FEATURES))](
@@ -265,4 +272,4 @@ def swiglu_gradient(
         *(quantise, TOKENS, FEATURES),
         num_warps=WARPS,
     )
-    return gate_up, gradient, largest if quantise else None
+    return gate_up, gradient, largest.view(torch.float32) if quantise else None
