@@ -167,7 +167,7 @@ class Group:
         """(y, drop(x) A^T): (M, K) -> (M, N), (M, R).
 
         Args:
-            onto: (M, N), added to y: the residual. Adding it where numbers are at hand costs no pass of its own.
+            onto: (M, N), added to y: the residual.
             small: x in e4m3, where it is at hand.
             largest: (M), the largest number of each row of x, where that is.
         """
@@ -175,18 +175,16 @@ class Group:
             inner, small = self._do.narrow_quantised(x, self.adapter[0], dropout, largest)
         else:
             inner = self.narrowed(x, dropout)
-        pair, more = self.added(inner), () if onto is None else (onto,)
+        pair = self.added(inner)
         if pair is None:
             y = self.multiply(x, small)
             return y if onto is None else y.add_(onto), None
-        if self.fp8 is not None and self.fp8_forward:
-            return self._do.widen(pair, (self.multiply(x, small), *more), None, over=True), inner
-        if self._bias is None:
-            y = self._do.widen(pair, more, None)
-        else:
-            y = torch.addmm(self._bias.to(x.dtype), *pair)
-            y = y if onto is None else y.add_(onto)
-        return y.addmm_(x, self.weight(x.dtype).T), inner
+        if onto is None and self._bias is None and not self.fp8_forward:
+            y = self._do.widen(pair, (), None)
+            return y.addmm_(x, self.weight(x.dtype).T), inner
+        # The product is rounded at its own size before it meets the residual, whose numbers are larger.
+        more = () if onto is None else (onto,)
+        return self._do.widen(pair, (self.multiply(x, small), *more), None, over=True), inner
 
     def input_gradient(
         self,
