@@ -22,7 +22,7 @@ import json
 import random
 import statistics
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -64,6 +64,9 @@ EVALUATED: Final = 4
 TITLES: Final = ("tokens a second", "evaluation, seconds", "allocated, GiB", "used, GiB")
 NEVER: Final = 1e9
 """Seconds between checkpoints: none is timed here."""
+
+Deviation = Callable[[str, Sequence[int]], float]
+"""The standard deviation of a weight's values, by its module's name and its shape."""
 
 
 @dataclass(frozen=True)
@@ -160,7 +163,12 @@ class Timed:
     losses: tuple[float, float]
 
 
-def build(shape: Shape, recipe: Recipe) -> Any:
+def keeps_variance(_name: str, shape: Sequence[int]) -> float:
+    """What comes out of a linear varies as what goes in."""
+    return float(shape[-1]) ** -0.5
+
+
+def build(shape: Shape, recipe: Recipe, deviation: Deviation = keeps_variance) -> Any:
     """The model that `job.model.load` would give for random weights of this shape, which are on no disk."""
     cuda = torch.cuda.is_available()
     compute = torch.bfloat16 if cuda else torch.float32
@@ -175,8 +183,8 @@ def build(shape: Shape, recipe: Recipe) -> Any:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(_config(shape), dtype=compute)
     quantiser.preprocess_model(model, dtype=compute, device_map={"": device})
-    for module in model.modules():
-        _fill(module, device, compute)
+    for name, module in model.named_modules():
+        _fill(name, module, device, compute, deviation)
     # Its frequencies are no weights: they are computed when it is made.
     with device:
         model.model.rotary_emb = type(model.model.rotary_emb)(config=model.config)
@@ -204,20 +212,20 @@ def _config(shape: Shape) -> LlamaConfig:
     )
 
 
-def _fill(module: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
-    """Give a module's own weights random values: ones in norms, and what keeps the variance elsewhere.
+def _fill(name: str, module: nn.Module, device: torch.device, dtype: torch.dtype, deviation: Deviation) -> None:
+    """Give a module's own weights random values: ones in norms, normal ones elsewhere.
 
     In `dtype`, as a checkpoint has them: what is quantised comes back in what it was quantised from.
     """
-    for name, empty in list(module.named_parameters(recurse=False)):
+    for key, empty in list(module.named_parameters(recurse=False)):
         if empty.ndim == 1:
             value = torch.ones(empty.shape, dtype=dtype, device=device)
         else:
-            value = torch.randn(empty.shape, dtype=dtype, device=device) * empty.shape[-1] ** -0.5
+            value = torch.randn(empty.shape, dtype=dtype, device=device) * deviation(name, empty.shape)
         if type(empty) is nn.Parameter:
-            setattr(module, name, nn.Parameter(value, requires_grad=False))
+            setattr(module, key, nn.Parameter(value, requires_grad=False))
         else:  # bitsandbytes' own, which quantises what is moved
-            setattr(module, name, type(empty)(value, requires_grad=False, **empty.__dict__).to(device))
+            setattr(module, key, type(empty)(value, requires_grad=False, **empty.__dict__).to(device))
 
 
 def make_rows(setting: Setting, vocabulary: int, sequences: int) -> list[RenderedRow]:
