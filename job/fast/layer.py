@@ -2,7 +2,7 @@
 
 Per token it keeps its input, the rotated q, k, v, the attention's result, the middle residual, and gate and up:
 2 x (3 h + h + 2 kv + 2 f) bytes in bf16, 0.18 MB at h = 8192. With less memory it drops gate and up and multiplies
-again, or keeps its input alone.
+again, or keeps its input alone, on the GPU or on the host.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from job.contract.fast_path import Keep
+from job.contract.fast_path import RUN_AGAIN, Keep
 from job.fast.attention import Documents, attend
 from job.fast.kernels import Kernels
 from job.fast.linear import Group
+from job.fast.offload import Inputs
 from job.fast.pointwise import Small
 
 
@@ -27,6 +28,8 @@ class Where:
     documents: Documents
     cos: Tensor
     sin: Tensor
+    inputs: Inputs
+    """Of layers that keep them on the host."""
 
 
 @dataclass
@@ -49,7 +52,11 @@ class _Kept:
 class Layer:
     """A decoder layer of a Llama-like model, around the weights of transformers' module."""
 
-    def __init__(self, module: Any, kernels: Kernels, *, keep: Keep = "all") -> None:
+    def __init__(self, module: Any, kernels: Kernels, *, number: int, keep: Keep = "all") -> None:
+        """
+        Args:
+            number: its place among the layers, from 0.
+        """
         attention, mlp = module.self_attn, module.mlp
         compiled = kernels.compiled
         self.qkv = Group([attention.q_proj, attention.k_proj, attention.v_proj], compiled=compiled)
@@ -61,6 +68,7 @@ class Layer:
         self.head_dim = attention.head_dim
         self.kernels = kernels
         self.keep = keep
+        self.number = number
         self.kv_heads = self.qkv.frozen[1].outputs // self.head_dim
         self.heads = self.qkv.frozen[0].outputs // self.head_dim
 
@@ -154,21 +162,27 @@ class _LayerFunction(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, layer: Layer, where: Where, *parameters: Tensor) -> Tensor:
         # Grad mode is off in here: whether there will be a backward pass is what the inputs say.
         wanted = any(ctx.needs_input_grad)
-        differentiable = wanted and layer.keep != "input"
-        y, kept = layer.run(x.detach(), where, differentiable=differentiable)
+        again, on_host = layer.keep in RUN_AGAIN, wanted and layer.number in where.inputs
+        if on_host:
+            where.inputs.send(layer.number, x.detach())
+        y, kept = layer.run(x.detach(), where, differentiable=wanted and not again)
+        if on_host:
+            where.inputs.sent()
         if wanted:
             if layer.keep == "no gate and up":
                 kept.gate_up = None
-            ctx.x = x.detach()
-            ctx.kept = kept if layer.keep != "input" else None
+            ctx.x = None if on_host else x.detach()
+            ctx.kept = None if again else kept
             ctx.layer, ctx.where = layer, where
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:
-        kept, layer = ctx.kept, ctx.layer
+        kept, layer, inputs = ctx.kept, ctx.layer, ctx.where.inputs
+        x = inputs.take(layer.number) if ctx.x is None else ctx.x
+        inputs.fetch(layer.number - 1)  # whose turn is next: it travels while this layer works
         if kept is None:
-            _, kept = layer.run(ctx.x, ctx.where, differentiable=True)
+            _, kept = layer.run(x, ctx.where, differentiable=True)
         ctx.kept = ctx.x = None  # whatever is used up can be overwritten by the next layer
         dx, gradients = layer.gradients(dy, kept, ctx.where, of_input=ctx.needs_input_grad[0])
         return dx, None, None, *gradients
