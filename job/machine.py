@@ -1,4 +1,4 @@
-"""This machine, as the bill sees it: which one it is, and for how long it has been ours."""
+"""This machine: which one it is and for how long it has been ours, as the bill sees it; and the memory it has left."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Final
 
 _PROC: Final = Path("/proc")
+_CGROUP: Final = Path("/sys/fs/cgroup")
+_KIB: Final = 1024
 
 
 @dataclass(frozen=True)
@@ -44,3 +46,27 @@ def this_machine(proc: Path = _PROC, *, pid: int | None = None) -> Machine:
     except (OSError, ValueError, IndexError):
         return Machine()
     return Machine(f"{boot}/{began:.2f}", max(up - began, 0.0))
+
+
+def free_memory(proc: Path = _PROC, cgroup: Path = _CGROUP) -> int | None:
+    """Bytes of memory that this process can still have; None when it cannot be told.
+
+    What the machine has left (man 5 proc_meminfo: MemAvailable), or less, where the container's share says so (the
+    kernel's admin-guide/cgroup-v2: memory.max, memory.current). Files that are only cached are in nobody's way.
+    """
+    try:
+        machine = _table(proc / "meminfo")["MemAvailable:"] * _KIB
+    except (OSError, ValueError, KeyError):
+        return None
+    try:
+        stat = _table(cgroup / "memory.stat")
+        used = int((cgroup / "memory.current").read_text(encoding="ascii"))
+        share = int((cgroup / "memory.max").read_text(encoding="ascii"))  # "max", where there is no limit
+        return max(0, min(machine, share - used + stat["active_file"] + stat["inactive_file"]))
+    except (OSError, ValueError, KeyError):
+        return machine
+
+
+def _table(path: Path) -> dict[str, int]:
+    lines = (line.split() for line in path.read_text(encoding="ascii").splitlines())
+    return {words[0]: int(words[1]) for words in lines if len(words) > 1}

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from job.contract.errors import ModelInvalid, TrainingFailed
-from job.contract.fast_path import FP8_CAPABILITY, Shape, holds_dequantised, room_of, what_to_keep
+from job.contract.fast_path import ADAPTER_COPY, FP8_CAPABILITY, Shape, holds_dequantised, room_of, what_to_keep
 from job.contract.recipe import Recipe
 from job.fast.kernels import in_triton
 from job.fast.model import FastModel, why_not
@@ -49,8 +49,7 @@ def speed_up(recipe: Recipe, model: Any, *, tokens: int, longest: int) -> FastMo
     shape = shape_of(fast)
     room = _room(recipe, model, shape, tokens)
     keeps = what_to_keep(shape, tokens, room)
-    for layer, keep in zip(fast.layers, keeps, strict=True):
-        layer.keep = keep
+    fast.keep(keeps, tokens=tokens)
     held = recipe.method == "qlora" and holds_dequantised(shape, tokens, room)
     if held:
         fast.keep_dequantised()
@@ -61,6 +60,7 @@ def speed_up(recipe: Recipe, model: Any, *, tokens: int, longest: int) -> FastMo
         weights="held dequantised" if held else "dequantised each time" if recipe.method == "qlora" else "as they are",
         tokens=tokens,
         room_bytes=room,
+        host_bytes=shape.on_host(keeps) * tokens,
     )
     return fast
 
@@ -87,7 +87,7 @@ def _room(recipe: Recipe, model: Any, shape: Shape, tokens: int) -> int:
     allowed = torch.cuda.get_per_process_memory_fraction() * total - reserved
     held = reserved - torch.cuda.memory_allocated()
     adapter: int = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
-    states = adapter * (4 + STATE_BYTES[recipe.training.optimizer])
+    states = adapter * (4 + STATE_BYTES[recipe.training.optimizer] + ADAPTER_COPY)
     return room_of(shape, tokens, free=min(free, allowed) + held, states=states)
 
 

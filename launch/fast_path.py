@@ -13,7 +13,16 @@ from __future__ import annotations
 from collections import Counter
 from typing import Final, NamedTuple
 
-from job.contract.fast_path import ARCHITECTURES, NORMED_HEADS, Keep, holds_dequantised, room_of, what_to_keep
+from job.contract.fast_path import (
+    ADAPTER_COPY,
+    ARCHITECTURES,
+    NORMED_HEADS,
+    RUN_AGAIN,
+    Keep,
+    holds_dequantised,
+    room_of,
+    what_to_keep,
+)
 from job.contract.fast_path import Shape as LayerShape
 from job.contract.fast_path import why_plain as why_modules
 from job.contract.recipe import Lora, Recipe
@@ -35,8 +44,6 @@ DEQUANTISE_BYTES: Final = 4.6
 half the memory's speed. Fitted."""
 HOST_SECONDS: Final = 4.6e-3
 """A layer and micro-batch, of the process that launches its kernels. From one row at a time, 8B: 0.16 s."""
-ADAPTER_COPY: Final = 2
-"""Bytes of an adapter's weight more than the modules need: the copy that multiplies."""
 STATES: Final = {"adamw": 12, "adamw_8bit": 6, "paged_adamw_8bit": 4}
 """Bytes of an adapter's weight that are not there yet when the job looks at what is free: gradient, moments."""
 
@@ -48,15 +55,24 @@ class Kept(NamedTuple):
     held: bool = False
 
     @property
+    def each(self) -> list[Keep]:
+        """Layer by layer, the first first."""
+        return [keep for keep, count in self.layers for _ in range(count)]
+
+    @property
     def words(self) -> str:
         """For people."""
         said = {
             "all": "everything that the backward pass needs",
             "no gate and up": "everything but gate and up",
             "input": "nothing but their input",
+            "input on the host": "nothing but their input, and that on the host",
         }
         total = sum(count for _, count in self.layers)
-        parts = [f"{'all' if count == total else count} layers keep {said[keep]}" for keep, count in self.layers]
+        parts = [
+            f"{'all' if count == total else count} {'layer keeps' if count == 1 else 'layers keep'} {said[keep]}"
+            for keep, count in self.layers
+        ]
         return ", ".join([*parts, *(["weights are held dequantised"] if self.held else [])])
 
 
@@ -124,14 +140,15 @@ def kept_by(shape: Shape, recipe: Recipe, tokens: float, gib: float) -> Kept:
     layer, count = layer_shape(shape, recipe.lora), int(tokens)
     adapter = shape.adapter_parameters(recipe.lora)
     free = (gib - CONTEXT_GIB) * 2**30 - shape.base_bytes(recipe.method) - 4 * adapter
-    room = room_of(layer, count, free=free, states=adapter * STATES[recipe.training.optimizer])
+    states = adapter * (STATES[recipe.training.optimizer] + ADAPTER_COPY)
+    room = room_of(layer, count, free=free, states=states)
     held = recipe.method == "qlora" and holds_dequantised(layer, count, room)
     return Kept(tuple(Counter(what_to_keep(layer, count, room)).items()), held)
 
 
-def least_of(shape: Shape) -> Kept:
+def least_of(shape: Shape, recipe: Recipe) -> Kept:
     """What its layers keep where memory is short."""
-    return Kept((("input", shape.layers),))
+    return Kept(tuple(Counter(what_to_keep(layer_shape(shape, recipe.lora), tokens=1, room=0)).items()))
 
 
 def seconds_of_fast_batch(
@@ -147,7 +164,8 @@ def seconds_of_fast_batch(
     mlp = shape.layers * sum(shape.linears[name][0] * shape.linears[name][1] for name in _MLP)
     gate_up, rest = mlp * 2 / 3, shape.linear_parameters - mlp
     again = {keep: count / shape.layers for keep, count in kept.layers} if backward else {}
-    whole, part = again.get("input", 0.0), again.get("no gate and up", 0.0)  # shares of the layers, made once more
+    whole = sum(again.get(keep, 0.0) for keep in RUN_AGAIN)
+    part = again.get("no gate and up", 0.0)  # shares of the layers, made once more
     forward_mlp, forward_rest = mlp * (1 + whole) + gate_up * part, rest * (1 + whole)
     back = shape.linear_parameters if backward else 0
     small = forward_mlp + back if fp8 else 0.0

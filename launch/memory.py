@@ -1,17 +1,18 @@
 """How much GPU memory a training needs, term by term, and what would make it fit. Pure.
 
 On the fast path (launch/fast_path.py) a training takes what is free, and needs much less: whether it fits is told by
-the least that its layers can keep.
+the least that its layers can keep, which is in the host's memory all but a little.
 """
 
 from __future__ import annotations
 
 from typing import Final, Literal
 
+from job.contract.fast_path import ADAPTER_COPY
 from job.contract.recipe import Recipe
 from job.contract.records import Part
 from launch.cards import CONTEXT_GIB, Card
-from launch.fast_path import ADAPTER_COPY, Kept, kept_by, layer_shape, least_of, why_plain
+from launch.fast_path import Kept, kept_by, layer_shape, least_of, why_plain
 from launch.roofline import OURS, Batch, Stack, full_batch
 from launch.shape import NF4_BYTES, Shape
 
@@ -59,6 +60,8 @@ class Memory(Part):
     least_gib: float | None = None
     """What it needs, where it takes more because there is more."""
     of_gib: float | None = None
+    host_gib: float | None = None
+    """Of the machine's own memory, for what layers keep there; nobody looked whether it has that."""
     largest: tuple[Term, ...] = ()
     """The three largest, largest first."""
     fixes: tuple[str, ...] = ()
@@ -105,7 +108,7 @@ def fast_terms(shape: Shape, recipe: Recipe, batch: Batch, kept: Kept) -> tuple[
         f"base weights in {'NF4' if recipe.method == 'qlora' else '16 bits'}": _linear_bytes(shape, recipe),
         "embedding and output layer": 2 * shape.other_parameters,
         "adapter with its optimizer": (ADAPTER_BYTES[recipe.training.optimizer] + ADAPTER_COPY) * adapter,
-        "what layers keep for the backward pass": tokens * sum(layer.kept(keep) * n for keep, n in kept.layers),
+        "what layers keep for the backward pass": tokens * layer.kept_by(kept.each),
         "one layer at a time, or the loss": layer.passing(tokens),
     }
     if kept.held:
@@ -128,9 +131,11 @@ def memory_of(shape: Shape, recipe: Recipe, card: Card, *, longest: int | None =
         least = needed
         total = sum(term.gib for term in found)
         more = f"it takes what is free, and {needed:.1f} GiB would do, slower: " if total > 1.05 * needed else ""
-        basis = f"{_COUNTED}; {more}{kept.words}"
+        host = int(batch.tokens) * layer_shape(shape, recipe.lora).on_host(kept.each) / 2**30
+        beside = f"; {host:.1f} GiB of inputs go to the host's memory, which is not looked at" if host else ""
+        basis = f"{_COUNTED}; {more}{kept.words}{beside}"
     else:
-        found, least = (*terms(shape, recipe, batch), _overhead(shape, recipe, batch)), None
+        found, least, host = (*terms(shape, recipe, batch), _overhead(shape, recipe, batch)), None, 0.0
         basis = _COUNTED
     taken = sum(term.gib for term in found)
     return Memory(
@@ -138,6 +143,7 @@ def memory_of(shape: Shape, recipe: Recipe, card: Card, *, longest: int | None =
         gib=taken,
         least_gib=least if least is not None and least < taken else None,
         of_gib=card.gib,
+        host_gib=host or None,
         largest=tuple(sorted(found, key=lambda term: -term.gib)[:3]),
         fixes=fixes(shape, recipe, card, longest=longest) if verdict in ("tight", "does not fit") else (),
         basis=basis,
@@ -212,7 +218,7 @@ def _needed(shape: Shape, recipe: Recipe, longest: int | None = None) -> float:
     """At least, GiB."""
     batch = full_batch(recipe, longest)
     if why_plain(shape, recipe, longest) is None:
-        least = fast_terms(shape, recipe, batch, least_of(shape))
+        least = fast_terms(shape, recipe, batch, least_of(shape, recipe))
         return sum(term.gib for term in least) + CONTEXT_GIB
     return peak_gib(shape, recipe, batch) + _overhead(shape, recipe, batch).gib
 

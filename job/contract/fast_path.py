@@ -2,12 +2,13 @@
 
 What is kept for the backward pass changes no bit of the result, only its price: gate and up cost a third of a layer's
 multiplications to make again, everything else the other two thirds. So as much is kept as memory allows, layer by
-layer; what is left over holds weights dequantised.
+layer; what is left over holds weights dequantised. Where not even all inputs fit, some wait in the host's memory: they
+travel beside other work, which costs no time but needs a machine that has the memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final, Literal
@@ -34,9 +35,16 @@ CHUNK_BYTES: Final = 1 << 30
 """Of logits. Large enough for the multiplications to be at their best, small beside the rest."""
 WIDE: Final = 2
 """Bytes of a number between the layers: bf16."""
+ADAPTER_COPY: Final = 2
+"""Bytes of an adapter's weight more than the modules need: the copy that multiplies."""
 
-Keep = Literal["all", "no gate and up", "input"]
+Keep = Literal["all", "no gate and up", "input", "input on the host"]
 """What a layer remembers for its backward pass, from the fastest to the smallest."""
+ON_HOST: Final = "input on the host"
+RUN_AGAIN: Final[frozenset[Keep]] = frozenset({"input", ON_HOST})
+"""Of which the whole layer is run again."""
+TRAVELLING: Final = 2
+"""Inputs on the GPU while layers get theirs back from the host: the one that is worked on, and the next."""
 
 
 def why_plain(
@@ -88,12 +96,23 @@ class Shape:
     normed_heads: int = 0
 
     def kept(self, keep: Keep) -> int:
-        """Bytes of a token in a layer, from one pass to the other."""
+        """Bytes of a token in a layer, from one pass to the other, on the GPU."""
+        if keep == ON_HOST:
+            return 0
         if keep == "input":
             return WIDE * self.hidden
         numbers = 2 * self.hidden + self.heads + self.attended + self.normed_heads + self.rank
         small = WIDE * numbers + 16  # and the norms' scales, attention's sums
         return small + (2 * WIDE * self.feed_forward if keep == "all" else 0)
+
+    def kept_by(self, keeps: Sequence[Keep]) -> int:
+        """Bytes of a token in all layers, on the GPU, those that travel included."""
+        travelling = TRAVELLING * self.kept("input") if ON_HOST in keeps else 0
+        return sum(self.kept(keep) for keep in keeps) + travelling
+
+    def on_host(self, keeps: Sequence[Keep]) -> int:
+        """Bytes of a token in all layers, on the host."""
+        return keeps.count(ON_HOST) * self.kept("input")
 
     def passing(self, tokens: int) -> int:
         """Bytes that one layer's backward pass, or the loss, holds for a while: dequantised weights, the gradients of
@@ -117,6 +136,10 @@ def room_of(shape: Shape, tokens: int, *, free: float, states: int) -> int:
 def what_to_keep(shape: Shape, tokens: int, room: int) -> list[Keep]:
     """Of each layer, the most that fits.
 
+    The first layers go to the host. Theirs are the inputs that are needed last: they leave while the forward pass is
+    young, so that memory is free when it is full, and each comes back behind a layer of the backward pass. The last
+    layer never does: its input would have to be back at once.
+
     Args:
         tokens: of the largest micro-batch.
         room: bytes for what layers keep. Less than the least is not an error: the rehearsal will tell.
@@ -127,10 +150,15 @@ def what_to_keep(shape: Shape, tokens: int, room: int) -> list[Keep]:
         count = min(shape.layers, (room - poor * shape.layers) // (rich - poor))
         if count > 0:
             return [less] * (shape.layers - count) + [more] * count
-    return ["input"] * shape.layers
+    fitting = room // (shape.kept("input") * tokens)
+    away = min(shape.layers - fitting + TRAVELLING, shape.layers - 1)
+    if fitting >= shape.layers or away <= TRAVELLING:  # fewer would save nothing
+        return ["input"] * shape.layers
+    keeps: list[Keep] = [ON_HOST] * away
+    return keeps + ["input"] * (shape.layers - away)
 
 
 def holds_dequantised(shape: Shape, tokens: int, room: int) -> bool:
     """Whether there is also room for a quantised base's weights as they multiply, beside all that layers keep."""
-    kept = sum(shape.kept(keep) for keep in what_to_keep(shape, tokens, room)) * tokens
+    kept = shape.kept_by(what_to_keep(shape, tokens, room)) * tokens
     return room - kept > shape.dequantised

@@ -2,7 +2,7 @@
 
 Per token it keeps its input, the rotated q, k, v, the attention's result, the middle residual, and gate and up:
 2 x (3 h + h + 2 kv + 2 f) bytes in bf16, 0.18 MB at h = 8192; Qwen 3's also q and k before their norms. With less
-memory it drops gate and up and multiplies again, or keeps its input alone.
+memory it drops gate and up and multiplies again, or keeps its input alone, on the GPU or on the host.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from job.contract.fast_path import Keep
+from job.contract.fast_path import RUN_AGAIN, Keep
 from job.fast.attention import Documents, attend
 from job.fast.dropout import Dropout
 from job.fast.kernels import Kernels
 from job.fast.linear import Group
+from job.fast.offload import Inputs
 from job.fast.pointwise import HeadNorms, Small
 
 
@@ -28,8 +29,12 @@ class Where:
     documents: Documents
     cos: Tensor
     sin: Tensor
+    inputs: Inputs
+    """Of layers that keep them on the host."""
     dropout: Dropout | None = None
     """Of what adapters read, where a training drops some of it."""
+    differentiable: bool = True
+    """Whether there will be a backward pass."""
 
 
 @dataclass
@@ -54,10 +59,10 @@ class _Kept:
 class Layer:
     """A decoder layer of a Llama-like model, around the weights of transformers' module."""
 
-    def __init__(self, module: Any, kernels: Kernels, *, number: int = 0, keep: Keep = "all") -> None:
+    def __init__(self, module: Any, kernels: Kernels, *, number: int, keep: Keep = "all") -> None:
         """
         Args:
-            number: of this layer in its model.
+            number: its place among the layers, from 0.
         """
         attention, mlp = module.self_attn, module.mlp
         self.qkv = Group([attention.q_proj, attention.k_proj, attention.v_proj], kernels)
@@ -73,6 +78,7 @@ class Layer:
             self.head_norms = HeadNorms(norm.weight, attention.k_norm.weight, norm.variance_epsilon)
         self.kernels = kernels
         self.keep = keep
+        self.number = number
         self.kv_heads = self.qkv.frozen[1].outputs // self.head_dim
         self.heads = self.qkv.frozen[0].outputs // self.head_dim
 
@@ -201,23 +207,29 @@ class Layer:
 class _LayerFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: Layer, where: Where, *parameters: Tensor) -> Tensor:
-        # Grad mode is off in here: whether there will be a backward pass is what the inputs say.
-        wanted = any(ctx.needs_input_grad)
-        differentiable = wanted and layer.keep != "input"
-        y, kept = layer.run(x.detach(), where, differentiable=differentiable)
+        # Grad mode is off in here, and without it inputs still say what they need.
+        wanted = where.differentiable and any(ctx.needs_input_grad)
+        again, on_host = layer.keep in RUN_AGAIN, wanted and layer.number in where.inputs
+        if on_host:
+            where.inputs.send(layer.number, x.detach())
+        y, kept = layer.run(x.detach(), where, differentiable=wanted and not again)
+        if on_host:
+            where.inputs.sent()
         if wanted:
             if layer.keep == "no gate and up":
                 kept.gate_up = None
-            ctx.x = x.detach()
-            ctx.kept = kept if layer.keep != "input" else None
+            ctx.x = None if on_host else x.detach()
+            ctx.kept = None if again else kept
             ctx.layer, ctx.where = layer, where
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:
-        kept, layer = ctx.kept, ctx.layer
+        kept, layer, inputs = ctx.kept, ctx.layer, ctx.where.inputs
+        x = inputs.take(layer.number) if ctx.x is None else ctx.x
+        inputs.fetch(layer.number - 1)  # whose turn is next: it travels while this layer works
         if kept is None:
-            _, kept = layer.run(ctx.x, ctx.where, differentiable=True)
+            _, kept = layer.run(x, ctx.where, differentiable=True)
         ctx.kept = ctx.x = None  # whatever is used up can be overwritten by the next layer
         dx, gradients = layer.gradients(dy, kept, ctx.where, of_input=ctx.needs_input_grad[0])
         return dx, None, None, *gradients

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from job.contract.fast_path import Keep, why_plain
+from job.contract.fast_path import ON_HOST, Keep, why_plain
 from job.fast.attention import Documents, to_device
 from job.fast.dropout import Dropout
 from job.fast.fp8 import Fp8Weight
@@ -16,6 +16,7 @@ from job.fast.kernels import Kernels, in_torch
 from job.fast.layer import Layer, Where
 from job.fast.linear import refresh
 from job.fast.loss import HeadLoss
+from job.fast.offload import HostMemory
 
 
 def why_not(model: Any, *, dora: bool, longest: int) -> str | None:
@@ -49,11 +50,30 @@ class FastModel:
         modules = inner.model.layers
         keeps = [keep] * len(modules) if isinstance(keep, str) else list(keep)
         self.layers = [
-            Layer(module, self._kernels, number=number, keep=kept)
-            for number, (module, kept) in enumerate(zip(modules, keeps, strict=True))
+            Layer(module, self._kernels, number=at, keep=k)
+            for at, (module, k) in enumerate(zip(modules, keeps, strict=True))
         ]
         self._dropout = float(model.peft_config["default"].lora_dropout)
         self.dtype = inner.model.embed_tokens.weight.dtype
+        self.host = HostMemory()
+
+    def keep(self, keeps: Sequence[Keep], *, tokens: int) -> None:
+        """What each layer remembers from now on.
+
+        Args:
+            tokens: of the largest micro-batch: the host's memory is taken once.
+
+        Raises:
+            TrainingFailed: the host does not have it.
+        """
+        for layer, keep in zip(self.layers, keeps, strict=True):
+            layer.keep = keep
+        if on_host := self._on_host():
+            weight = self._inner.model.embed_tokens.weight
+            self.host.reserve(len(on_host) * tokens * weight.shape[1], self.dtype, weight.device)
+
+    def _on_host(self) -> list[int]:
+        return [layer.number for layer in self.layers if layer.keep == ON_HOST]
 
     def use_fp8(self) -> None:
         """Multiply in e4m3 from now on: all gradients, and gate, up and down forward.
@@ -80,7 +100,9 @@ class FastModel:
         refresh([group for layer in self.layers for group in layer.groups], self.dtype)
         x: Tensor = self._inner.model.embed_tokens(tokens).detach()
         cos, sin = self._rotation(documents, tokens.device)
-        where = Where(documents, cos, sin, self._drawn())
+        differentiable = torch.is_grad_enabled()
+        inputs = self.host.for_batch(self._on_host() if differentiable else [], x)
+        where = Where(documents, cos, sin, inputs, self._drawn(), differentiable)
         for layer in self.layers:
             x = layer(x, where)
         return x

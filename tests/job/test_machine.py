@@ -1,4 +1,5 @@
-"""Promise: which machine this is, and for how long it has been paid for; never an error, whatever /proc holds."""
+"""Promise: which machine this is, for how long it has been paid for and what memory is left; never an error, whatever
+/proc holds."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from typing import Final
 
 import pytest
 
-from job.machine import Machine, this_machine
+from job.machine import Machine, free_memory, this_machine
 
 BOOT: Final = "6b1c4a0e-4f0c-4b9c-8f0e-111111111111"
 TICKS: Final = os.sysconf("SC_CLK_TCK")
@@ -117,3 +118,30 @@ def test_this_very_machine_is_the_same_for_another_process_and_grows_older() -> 
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert here.id == told[0] != ""
     assert 0 < here.up_seconds <= float(told[1]) < here.up_seconds + 300
+
+
+GIB: Final = 2**30
+
+
+def memory(folder: Path, *, free: int, share: str = "max", used: int = 0, cached: int = 0) -> tuple[Path, Path]:
+    """A /proc and a container's share of the memory, GiB."""
+    (folder / "meminfo").write_text(f"MemTotal:  {99 * GIB // 1024} kB\nMemAvailable:  {free * GIB // 1024} kB\n")
+    (folder / "memory.max").write_text(share if share == "max" else f"{int(share) * GIB}\n")
+    (folder / "memory.current").write_text(f"{used * GIB}\n")
+    (folder / "memory.stat").write_text(f"anon 5\nactive_file {cached * GIB}\ninactive_file 0\n")
+    return folder, folder
+
+
+def test_the_memory_that_is_left_is_the_machines_or_what_the_containers_share_leaves_of_it(tmp_path: Path) -> None:
+    assert free_memory(*memory(tmp_path, free=40)) == 40 * GIB
+    assert free_memory(*memory(tmp_path, free=40, share="16", used=10)) == 6 * GIB
+    assert free_memory(*memory(tmp_path, free=40, share="16", used=15, cached=9)) == 10 * GIB
+    assert free_memory(*memory(tmp_path, free=4, share="16", used=10)) == 4 * GIB
+    assert free_memory(*memory(tmp_path, free=4, share="16", used=17)) == 0
+
+
+def test_the_memory_of_a_machine_that_does_not_tell_is_unknown(tmp_path: Path) -> None:
+    assert free_memory(tmp_path, tmp_path) is None
+    (tmp_path / "meminfo").write_text("MemAvailable: much\n")
+    assert free_memory(tmp_path, tmp_path) is None
+    assert (free_memory() or 1) > 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,12 +13,13 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
 
 from job.contract.errors import ModelInvalid
-from job.contract.fast_path import Shape, what_to_keep
+from job.contract.fast_path import ON_HOST, TRAVELLING, Keep, Shape, what_to_keep
 from job.contract.recipe import Lora
 from job.fast.attention import Documents
 from job.fast.layer import Where
 from job.fast.linear import refresh
 from job.fast.model import FastModel
+from job.fast.offload import HostMemory
 from job.speed import shape_of, speed_up
 from job.weights import Base
 from launch.fast_path import layer_shape
@@ -60,7 +62,8 @@ def test_what_a_layer_keeps_is_what_is_counted(wide_heads: Any) -> None:
     layer = fast.layers[0]
     refresh(layer.groups, torch.bfloat16)
     angle = torch.randn(tokens, layer.head_dim // 2)
-    where = Where(Documents.of([tokens], angle.device), angle.cos(), angle.sin())
+    inputs = HostMemory().for_batch([], angle)
+    where = Where(Documents.of([tokens], angle.device), angle.cos(), angle.sin(), inputs)
     _, kept = layer.run(torch.randn(tokens, 32).bfloat16(), where, differentiable=True)
     found = [part for value in vars(kept).values() for part in (value if isinstance(value, tuple) else (value,))]
     memory = {part.untyped_storage().data_ptr(): part.untyped_storage().nbytes() for part in found if part is not None}
@@ -78,13 +81,32 @@ def test_the_launcher_counts_what_the_job_counts(wide_heads: Any) -> None:
 def test_what_is_kept_fits_and_one_layer_more_would_not(tokens: int, room: int) -> None:
     keeps = what_to_keep(LLAMA_70B, tokens, room)
     assert len(keeps) == LLAMA_70B.layers
-    used = sum(LLAMA_70B.kept(keep) for keep in keeps) * tokens
-    least = LLAMA_70B.kept("input") * LLAMA_70B.layers * tokens
+    used = LLAMA_70B.kept_by(keeps) * tokens
+    least = LLAMA_70B.kept("input") * (1 + TRAVELLING) * tokens
     assert used <= max(room, least)
-    richer = {"input": "no gate and up", "no gate and up": "all"}
+    richer: dict[Keep, Keep] = {"input on the host": "input", "input": "no gate and up", "no gate and up": "all"}
     for keep in set(keeps) - {"all"}:
-        more = used + (LLAMA_70B.kept(richer[keep]) - LLAMA_70B.kept(keep)) * tokens  # type: ignore[arg-type]
-        assert more > room
+        last = len(keeps) - 1 - keeps[::-1].index(keep)
+        if keep == "input" and ON_HOST in keeps:
+            continue  # what is on the host comes first
+        assert LLAMA_70B.kept_by([*keeps[:last], richer[keep], *keeps[last + 1 :]]) * tokens > room
+
+
+@given(tokens=st.integers(1, 20_000), room=st.integers(-GIB, 3 * GIB))
+def test_layers_keep_their_input_on_the_host_only_where_not_all_fit_the_first_and_never_the_last(
+    tokens: int, room: int
+) -> None:
+    keeps = what_to_keep(LLAMA_70B, tokens, room)
+    fits = room >= LLAMA_70B.kept("input") * LLAMA_70B.layers * tokens
+    assert fits != (ON_HOST in keeps)
+    assert ON_HOST not in keeps[keeps.count(ON_HOST) :]
+    assert keeps[-1] != ON_HOST
+    assert LLAMA_70B.on_host(keeps) == 2 * 8192 * keeps.count(ON_HOST)
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_so_few_layers_that_none_would_be_spared_stay_on_the_gpu(layers: int) -> None:
+    assert what_to_keep(replace(LLAMA_70B, layers=layers), 2048, 0) == ["input"] * layers
 
 
 @pytest.mark.parametrize(

@@ -163,18 +163,18 @@ def test_a_part_of_the_work_that_is_offered_for_a_budget_keeps_it() -> None:
 
 
 def test_a_model_that_does_not_fit_is_refused_with_what_would_fit() -> None:
-    found = quote(offer("L40S"), offer("H200"), facts=FACTS_70B)
+    found = quote(offer("A100"), offer("H200"), facts=FACTS_70B)
     refused = refusal(found)
     assert refused is not None
-    assert "does not fit on L40S" in refused.message
+    assert "does not fit on A100" in refused.message
     assert "base weights in NF4 32.9" in refused.message
     assert "--gpu H200" in refused.hint
     assert "--anyway" in refused.hint
-    assert refusal(quote(offer("H200"), offer("L40S"), facts=FACTS_70B)) is None
+    assert refusal(quote(offer("H200"), offer("A100"), facts=FACTS_70B)) is None
 
 
 def test_every_number_that_is_shown_has_its_basis_beside_it() -> None:
-    lines = quote_lines(quote(offer(spot=True), offer("L40S"), facts=FACTS_70B, recipe=recipe_of(epochs=5)))
+    lines = quote_lines(quote(offer(spot=True), offer("A100"), facts=FACTS_70B, recipe=recipe_of(epochs=5)))
     text = "\n".join(lines)
     for word in (
         "sampled 100 of 10,000 rows",
@@ -182,12 +182,12 @@ def test_every_number_that_is_shown_has_its_basis_beside_it() -> None:
         "(p90)",
         "assumed",
         "datasheet",
-        "largest: what layers keep for the backward pass 34.0, base weights in NF4 32.9",
-        "it takes what is free, and 48.3 GiB would do, slower: 51 layers keep everything but gate and up",
+        "largest: what layers keep for the backward pass 33.6, base weights in NF4 32.9",
+        "it takes what is free, and 43.5 GiB would do, slower: 52 layers keep everything but gate and up",
     ):
         assert word in text
     assert any(
-        line.startswith("  else") and line.endswith("L40S on demand nebius/here, memory: does not fit")
+        line.startswith("  else") and line.endswith("A100 on demand nebius/here, memory: does not fit")
         for line in lines
     )
 
