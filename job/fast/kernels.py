@@ -47,16 +47,23 @@ def in_torch() -> Kernels:
     return Kernels.of(pointwise, narrow, compiled=False)
 
 
+def of_triton() -> Kernels:
+    """Triton's, whether it works here or not."""
+    # Not at the top: Triton is not everywhere.
+    from job.fast import triton_heads, triton_narrow, triton_pointwise, triton_swiglu
+
+    return Kernels.of(triton_heads, triton_narrow, triton_pointwise, triton_swiglu, compiled=True)
+
+
 def in_triton() -> Kernels:
     """With Triton; without, and a warning, where it cannot compile (no compiler, another GPU): slower, and the same."""
     try:
-        from job.fast import triton_heads, triton_narrow, triton_pointwise, triton_swiglu
-
-        # Not one that writes e4m3: before Ada there is none, and everything else works.
+        kernels = of_triton()
+        # Not those that write e4m3: before Ada there is none, and everything else works.
         row = torch.ones(1, 64, dtype=torch.bfloat16, device="cuda")
-        triton_pointwise.rms_norm(row, row[0], 1e-6, quantise=False)
-        triton_narrow.narrow(row, row, None)
+        kernels.rms_norm(row, row[0], 1e-6, quantise=False)
+        kernels.narrow(row, row, None)
     except Exception as error:  # whatever a compiler can run into: no reason to lose a paid machine
         get_logger().warning("kernels.not_compiled", why=f"{type(error).__name__}: {error}"[:500])
         return in_torch()
-    return Kernels.of(triton_heads, triton_narrow, triton_pointwise, triton_swiglu, compiled=True)
+    return kernels

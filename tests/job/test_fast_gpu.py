@@ -16,7 +16,7 @@ from torch import Tensor
 from job.fast import narrow, pointwise
 from job.fast.attention import Documents, attend
 from job.fast.dropout import Dropout
-from job.fast.kernels import Kernels
+from job.fast.kernels import Kernels, of_triton
 from job.fast.narrow import Widened
 
 INTERPRETED: Final = os.environ.get("TRITON_INTERPRET") == "1"
@@ -43,10 +43,7 @@ LARGE: Final = not INTERPRETED
 
 @pytest.fixture(scope="module")
 def kernels() -> Kernels:
-    # Not above: these import Triton, which is not everywhere.
-    from job.fast import triton_heads, triton_narrow, triton_pointwise, triton_swiglu
-
-    return Kernels.of(triton_heads, triton_narrow, triton_pointwise, triton_swiglu, compiled=True)
+    return of_triton()
 
 
 def random(*shape: int, dtype: torch.dtype = torch.bfloat16, seed: int = 0) -> Tensor:
@@ -185,7 +182,8 @@ def test_products_with_a_narrow_side(
     inner = random(rows, rank, dtype=MULTIPLIED, seed=4)
     found = kernels.narrow_gradient(inner, x, dropout)
     assert found.dtype == torch.float32
-    assert_near(found, narrow.narrow_gradient(inner.double(), x.double(), dropout))
+    # Of thousands of numbers: what tensor cores cut off while they add up.
+    assert_near(found, narrow.narrow_gradient(inner.double(), x.double(), dropout), of=2**-11)
 
 
 @pytest.mark.parametrize(
@@ -272,7 +270,9 @@ def test_dequantised_weights_are_bitsandbytes_own(shape: tuple[int, int], dtype:
     expected = dequantize_4bit(weight.data, weight.quant_state)
     dense = torch.empty(shape, dtype=dtype, device=DEVICE)
     dequantise(weight.data, weight.quant_state, dense)
-    if INTERPRETED and dtype == torch.bfloat16:  # which cuts off
+    # Bit for bit in bf16 on a GPU, which is what the job has. The interpreter cuts off there; and in fp32 a GPU
+    # multiplies and adds with one rounding where bitsandbytes' kernel has two.
+    if (dtype == torch.bfloat16) == INTERPRETED:
         assert_near(dense, expected)
     else:
         assert torch.equal(dense, expected)
