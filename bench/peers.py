@@ -94,6 +94,7 @@ SETTINGS: Final = (
     Setting("axolotl", "8B", 4, recompute=False),
     Setting("axolotl", "8B", 8, recompute=False),
     Setting("axolotl", "70B", 4),
+    Setting("axolotl", "70B", 2, recompute=False),
     Setting("axolotl", "70B", 1, recompute=False),
     Setting("axolotl-trl", "8B", 4, recompute=False),
     Setting("axolotl-trl", "70B", 4),
