@@ -41,6 +41,9 @@ TIGHT: Final = 0.90
 
 _COUNTED: Final = "counted from the model's shape; the count fits eight peaks of this job on H200 within 5 %"
 
+HOST_BASE_GIB: Final = 8.0
+"""Of the machine's own memory: the system, the job's process with its libraries, and what the loader holds. Assumed."""
+
 Verdict = Literal["fits", "tight", "does not fit", "unknown"]
 
 
@@ -61,12 +64,20 @@ class Memory(Part):
     """What it needs, where it takes more because there is more."""
     of_gib: float | None = None
     host_gib: float | None = None
-    """Of the machine's own memory, for what layers keep there; nobody looked whether it has that."""
+    """Of the machine's own memory, for what layers keep there."""
+    host_of_gib: float | None = None
+    """What the machine has; None where nobody says."""
     largest: tuple[Term, ...] = ()
     """The three largest, largest first."""
     fixes: tuple[str, ...] = ()
     """What would make it fit, gentlest first; empty where it fits."""
     basis: str = ""
+
+    @property
+    def is_short_of_gpu(self) -> bool:
+        """Whether the card has less than is needed at least."""
+        needed = self.gib if self.least_gib is None else self.least_gib
+        return needed is not None and self.of_gib is not None and needed > self.of_gib
 
 
 def terms(shape: Shape, recipe: Recipe, batch: Batch, *, stack: Stack = OURS) -> tuple[Term, ...]:
@@ -116,11 +127,14 @@ def fast_terms(shape: Shape, recipe: Recipe, batch: Batch, kept: Kept) -> tuple[
     return tuple(Term(name=name, gib=value / 2**30) for name, value in found.items())
 
 
-def memory_of(shape: Shape, recipe: Recipe, card: Card, *, longest: int | None = None) -> Memory:
+def memory_of(
+    shape: Shape, recipe: Recipe, card: Card, *, longest: int | None = None, host_of_gib: float | None = None
+) -> Memory:
     """Whether the job fits on a card, with full micro-batches of max_length: a run meets one sooner or later.
 
     Args:
         longest: tokens of the longest row, where that is known.
+        host_of_gib: of the machine's own memory; None where nobody says.
     """
     batch = full_batch(recipe, longest)
     needed = _needed(shape, recipe, longest)
@@ -131,12 +145,16 @@ def memory_of(shape: Shape, recipe: Recipe, card: Card, *, longest: int | None =
         least = needed
         total = sum(term.gib for term in found)
         more = f"it takes what is free, and {needed:.1f} GiB would do, slower: " if total > 1.05 * needed else ""
-        host = int(batch.tokens) * layer_shape(shape, recipe.lora).on_host(kept.each) / 2**30
-        beside = f"; {host:.1f} GiB of inputs go to the host's memory, which is not looked at" if host else ""
-        basis = f"{_COUNTED}; {more}{kept.words}{beside}"
+        host = _host_gib(shape, recipe, batch, kept)
+        basis = f"{_COUNTED}; {more}{kept.words}"
     else:
         found, least, host = (*terms(shape, recipe, batch), _overhead(shape, recipe, batch)), None, 0.0
         basis = _COUNTED
+    if host:
+        has = f"which is {host_of_gib:.0f}" if host_of_gib is not None else "of which nobody says how much there is"
+        basis += f"; {host:.1f} GiB of inputs go to the machine's own memory, {has}"
+        if _is_short(host, host_of_gib):
+            verdict, basis = "does not fit", f"{basis}: too little"
     taken = sum(term.gib for term in found)
     return Memory(
         verdict=verdict,
@@ -144,8 +162,11 @@ def memory_of(shape: Shape, recipe: Recipe, card: Card, *, longest: int | None =
         least_gib=least if least is not None and least < taken else None,
         of_gib=card.gib,
         host_gib=host or None,
+        host_of_gib=host_of_gib if host else None,
         largest=tuple(sorted(found, key=lambda term: -term.gib)[:3]),
-        fixes=fixes(shape, recipe, card, longest=longest) if verdict in ("tight", "does not fit") else (),
+        fixes=fixes(shape, recipe, card, longest=longest, host_of_gib=host_of_gib)
+        if verdict in ("tight", "does not fit")
+        else (),
         basis=basis,
     )
 
@@ -157,8 +178,10 @@ def verdict_of(needed: float, available: float) -> Verdict:
     return "tight" if needed > TIGHT * available else "fits"
 
 
-def fixes(shape: Shape, recipe: Recipe, card: Card, *, longest: int | None = None) -> tuple[str, ...]:
-    """Changes that make a recipe fit a card with room to spare, gentlest first: what changes no result, then what does.
+def fixes(
+    shape: Shape, recipe: Recipe, card: Card, *, longest: int | None = None, host_of_gib: float | None = None
+) -> tuple[str, ...]:
+    """Changes that make a recipe fit a machine with room to spare. Gentlest first: what changes no result, then others.
 
     Each is tried alone, but for the last one, which tries them all; and when that is not enough the memory is named
     that a card would have to have.
@@ -167,14 +190,18 @@ def fixes(shape: Shape, recipe: Recipe, card: Card, *, longest: int | None = Non
     together = recipe
     found: list[str] = []
 
+    def fits(changed: Recipe) -> bool:
+        if _needed(shape, changed, longest) > TIGHT * card.gib:
+            return False
+        return not _is_short(_host_gib_on(card, shape, changed, longest), host_of_gib)
+
     def try_out(changed: Recipe, words: str) -> None:
-        needed = _needed(shape, changed, longest)
-        if needed <= TIGHT * card.gib:
-            found.append(f"{words} ({needed:.1f} GiB)")
+        if fits(changed):
+            found.append(f"{words} ({_needed(shape, changed, longest):.1f} GiB)")
 
     if training.batch_size > 1:
         size = training.batch_size
-        while size > 1 and _needed(shape, _with(recipe, batch_size=size), longest) > TIGHT * card.gib:
+        while size > 1 and not fits(_with(recipe, batch_size=size)):
             size //= 2
         accumulation = -(-training.batch_size * training.gradient_accumulation // size)
         changed = _with(recipe, batch_size=size, gradient_accumulation=accumulation)
@@ -186,13 +213,16 @@ def fixes(shape: Shape, recipe: Recipe, card: Card, *, longest: int | None = Non
     if training.optimizer == "adamw":
         try_out(_with(recipe, optimizer="paged_adamw_8bit"), 'training.optimizer "paged_adamw_8bit"')
     length = training.max_length
-    while length > 256 and _needed(shape, _with(recipe, max_length=length), longest) > TIGHT * card.gib:
+    while length > 256 and not fits(_with(recipe, max_length=length)):
         length //= 2
     if length < training.max_length:
         try_out(_with(recipe, max_length=length), f"training.max_length {length} (longer rows are cut)")
     together = _with(together, max_length=min(training.max_length, 512))
     if not found:
         try_out(together, _in_words(together, recipe))
+    host = _host_gib_on(card, shape, recipe, longest)
+    if _is_short(host, host_of_gib):
+        found.append(f"a machine with {host + HOST_BASE_GIB:.0f} GiB of memory of its own")
     if not found:
         found.append(
             f"a GPU with {_needed(shape, recipe, longest) / TIGHT:.0f} GiB or more, or with "
@@ -221,6 +251,22 @@ def _needed(shape: Shape, recipe: Recipe, longest: int | None = None) -> float:
         least = fast_terms(shape, recipe, batch, least_of(shape, recipe))
         return sum(term.gib for term in least) + CONTEXT_GIB
     return peak_gib(shape, recipe, batch) + _overhead(shape, recipe, batch).gib
+
+
+def _host_gib(shape: Shape, recipe: Recipe, batch: Batch, kept: Kept) -> float:
+    """What a micro-batch's inputs take of the machine's own memory."""
+    return int(batch.tokens) * layer_shape(shape, recipe.lora).on_host(kept.each) / 2**30
+
+
+def _host_gib_on(card: Card, shape: Shape, recipe: Recipe, longest: int | None) -> float:
+    if why_plain(shape, recipe, longest) is not None:
+        return 0.0
+    batch = full_batch(recipe, longest)
+    return _host_gib(shape, recipe, batch, kept_by(shape, recipe, batch.tokens, card.gib))
+
+
+def _is_short(host: float, host_of_gib: float | None) -> bool:
+    return host > 0 and host_of_gib is not None and host + HOST_BASE_GIB > host_of_gib
 
 
 def _linear_bytes(shape: Shape, recipe: Recipe) -> float:

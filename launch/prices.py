@@ -47,6 +47,8 @@ class Listed:
     gpus: float
     on_demand: float | None
     spot: float | None
+    memory_gib: float | None = None
+    """Of the machine, beside its GPUs'; None where the catalog does not say."""
 
 
 class Choice(Part):
@@ -90,6 +92,7 @@ def offers_of(listed: Iterable[Listed], gpus: Sequence[Gpu], *, region: str | No
             spot=spot,
             usd_per_hour=price,
             on_demand_usd_per_hour=row.on_demand,
+            memory_gib=row.memory_gib,
         )
         for row in listed
         if (row.gpu.lower(), row.gpus) in wanted and region in (None, row.region)

@@ -98,6 +98,12 @@ def refusal(quote: Quote, *, max_usd: float | None = None) -> BadInput | None:
     chosen = quote.chosen
     memory = chosen.memory
     if memory.verdict == "does not fit" and memory.gib is not None and memory.of_gib is not None and chosen.offer:
+        if not memory.is_short_of_gpu:
+            return BadInput(
+                f"it does not fit on {chosen.offer.instance_type or chosen.offer.infra}: {memory.host_gib:.1f} GiB of "
+                f"inputs wait in the machine's own memory, beside the GPU's, and it has {memory.host_of_gib:.0f}",
+                hint="any of: " + "; ".join((*memory.fixes, "--anyway to try it nevertheless")),
+            )
         return BadInput(
             f"it does not fit on {chosen.offer.gpu}: it needs about {memory.gib:.1f} GiB of GPU memory, and there are "
             f"{memory.of_gib:.1f}; the largest: {', '.join(f'{t.name} {t.gib:.1f}' for t in memory.largest)}",
@@ -142,7 +148,7 @@ def _quote_offer(
         card = card_of(offer.gpu, offer.cloud)
         if isinstance(card, str):
             return OfferQuote(offer=offer, memory=Memory(verdict="unknown", basis=card), unknown=card)
-        memory = memory_of(shape, recipe, card, longest=work.longest)
+        memory = memory_of(shape, recipe, card, longest=work.longest, host_of_gib=offer.memory_gib)
         speed = pace(shape, recipe, card, work.batch, longest=work.longest)
     minutes = recipe.checkpoints.minutes
     every, blocking = saving(shape.adapter_parameters(recipe.lora), None if minutes == "auto" else minutes)

@@ -190,12 +190,18 @@ def _listed(row: Any) -> Listed:
         gpus=float(row.accelerator_count),
         on_demand=_dollars(row.price),
         spot=_dollars(row.spot_price),
+        memory_gib=_gib(row.memory),
     )
 
 
 def _dollars(price: Any) -> float | None:
     """None for a price that is absent: the catalog has NaN there, and 0 for what is not for sale."""
     return None if price is None or math.isnan(price) or price <= 0 else float(price)
+
+
+def _gib(memory: Any) -> float | None:
+    """None where the catalog has none, or NaN (GCP's machines whose GPUs are listed by themselves)."""
+    return None if memory is None or math.isnan(memory) or memory <= 0 else float(memory)
 
 
 @contextlib.contextmanager

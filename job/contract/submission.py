@@ -39,6 +39,8 @@ class Offer(Part):
     """Of the whole machine; None where nobody asks for money."""
     on_demand_usd_per_hour: float | None = None
     """Of the same machine in the same place, if it were not spot; None when it is not sold so."""
+    memory_gib: float | None = None
+    """Of the machine, beside its GPUs'; None where nobody says."""
 
     @property
     def infra(self) -> str:

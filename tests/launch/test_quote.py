@@ -173,6 +173,18 @@ def test_a_model_that_does_not_fit_is_refused_with_what_would_fit() -> None:
     assert refusal(quote(offer("H200"), offer("A100"), facts=FACTS_70B)) is None
 
 
+def test_inputs_that_the_machines_own_memory_cannot_hold_are_refused_before_money() -> None:
+    recipe = recipe_of(batch_size=12, max_length=8192, packing=False)
+    small, large = (offer().model_copy(update={"instance_type": "a3", "memory_gib": gib}) for gib in (117.0, 2000.0))
+    assert refusal(quote(large, facts=FACTS_70B, recipe=recipe)) is None
+    refused = refusal(quote(small, facts=FACTS_70B, recipe=recipe))
+    assert refused is not None
+    assert "does not fit on a3" in refused.message
+    assert "and it has 117" in refused.message
+    assert "batch_size" in refused.hint
+    assert "--anyway" in refused.hint
+
+
 def test_every_number_that_is_shown_has_its_basis_beside_it() -> None:
     lines = quote_lines(quote(offer(spot=True), offer("A100"), facts=FACTS_70B, recipe=recipe_of(epochs=5)))
     text = "\n".join(lines)

@@ -17,7 +17,7 @@ from job.tiny import write_tiny_model
 from launch.cards import CARDS, WITHOUT_BF16, card_of, lacks_fp8
 from launch.fast_path import STATES, kept_by, why_plain
 from launch.measured import ANCHORS, OWN, TRIALS, Measured, calibration, predicted
-from launch.memory import TIGHT, fast_terms, memory_of, peak_gib
+from launch.memory import HOST_BASE_GIB, TIGHT, fast_terms, memory_of, peak_gib
 from launch.roofline import OURS, batch_of, full_batch, seconds_of_batch
 from launch.shape import LLAMA_8B, LLAMA_70B, TINY_SHAPE, Shape, shape_of
 from launch.speeds import pace, tokens_per_second
@@ -169,11 +169,30 @@ def test_inputs_that_do_not_fit_go_to_the_host_at_no_cost_of_time_and_the_quote_
     (first, away), (then, here) = kept.layers
     assert (first, then, away + here) == ("input on the host", "input", LLAMA_8B.layers)
     assert found.host_gib == away * 8 * 2048 * LLAMA_8B.hidden * 2 / 2**30
-    assert f"{found.host_gib:.1f} GiB of inputs go to the host's memory" in found.basis
+    assert f"{found.host_gib:.1f} GiB of inputs go to the machine's own memory, of which nobody says" in found.basis
     assert found.gib is not None
     assert found.gib < short.gib
     assert found.verdict == "fits"
     assert tokens_per_second(LLAMA_8B, recipe, short) == tokens_per_second(LLAMA_8B, recipe, enough)
+
+
+def test_a_machine_without_the_memory_for_inputs_is_refused_and_each_remedy_is_not() -> None:
+    recipe, short = recipe_of(batch_size=8, gradient_accumulation=1), CARDS["H200"]._replace(gib=11)
+    host = memory_of(LLAMA_8B, recipe, short).host_gib
+    assert host is not None
+    enough, little = host + HOST_BASE_GIB, host + HOST_BASE_GIB - 0.1
+    has = memory_of(LLAMA_8B, recipe, short, host_of_gib=enough)
+    lacks = memory_of(LLAMA_8B, recipe, short, host_of_gib=little)
+    assert (has.verdict, lacks.verdict) == ("fits", "does not fit")
+    assert not lacks.is_short_of_gpu
+    assert lacks.basis.endswith("too little")
+    assert any(f"a machine with {enough:.0f} GiB" in fix for fix in lacks.fixes)
+    changed = [dict(re.findall(r"(batch_size|gradient_accumulation|max_length) (\d+)", fix)) for fix in lacks.fixes]
+    for changes in filter(None, changed):
+        remedied = recipe_of(**recipe.training.model_dump() | {name: int(value) for name, value in changes.items()})
+        assert memory_of(LLAMA_8B, remedied, short, host_of_gib=little).verdict == "fits"
+    assert len(list(filter(None, changed))) == 2
+    assert memory_of(LLAMA_8B, recipe, CARDS["H200"], host_of_gib=1).verdict == "fits"  # nothing goes there
 
 
 def test_cards_that_multiply_in_e4m3_are_ada_hopper_and_blackwell() -> None:

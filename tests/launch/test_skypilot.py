@@ -71,6 +71,7 @@ def first(plan: dict[str, Any]) -> tuple[Any, ...]:
 def test_the_real_catalog_gives_the_cheapest_h100(tmp_path: Path) -> None:
     plan = Desk(tmp_path).plan("--gpu", "H100")
     assert first(plan) == ("nebius", "eu-north1", "gpu-h100-sxm_1gpu-16vcpu-200gb", True, 1.25)
+    assert plan["places"][0]["offer"]["memory_gib"] == 200
     prices = [place["offer"]["usd_per_hour"] for place in plan["places"]]
     assert prices == sorted(prices)
     assert max(prices) < 2.49, "spot that costs as much as the cheapest on-demand offer is no bargain"
