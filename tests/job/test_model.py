@@ -313,6 +313,7 @@ def config_text(folder: str) -> str:
     return adapter_config(load(recipe, locate(BaseModelRef(id=folder), Path(folder))), recipe)
 
 
+@pytest.mark.slow
 def test_the_adapters_config_is_the_same_text_in_every_process(base: Base) -> None:
     """PEFT keeps sets, and those are ordered by the process's hash seed."""
     here = config_text(str(base.folder))
