@@ -32,10 +32,10 @@ from launch.shape import Shape
 
 FP8_SHARE: Final = 0.645
 """Of the datasheet's e4m3 peak, twice that of bf16: 1272 to 1283 TFLOP/s of 1979 (H200, 2026-11-23, bench/speed.py)."""
-POINTWISE_BYTES: Final = 58.0
+POINTWISE_BYTES: Final = 57.0
 """Traffic of norms, SwiGLU, rotations and the adapter's small matmuls for each token, layer and unit of hidden +
 feed-forward, forward and backward together. Fitted."""
-FP8_BYTES: Final = 13.0
+FP8_BYTES: Final = 8.0
 """More with fp8: making e4m3 of activations and gradients. Fitted."""
 FORWARD: Final = 1 / 3
 """Of that traffic, the forward pass's. Assumed; what is kept of a layer moves it by 2 % at most."""
