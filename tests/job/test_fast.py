@@ -363,6 +363,15 @@ def test_what_it_cannot_compute_is_named() -> None:
     assert "lm_head" in (why_not(head, dora=False, longest=20) or "")
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn], ids=str)
+def test_weights_that_are_stored_with_scales_of_their_own_are_left_to_their_modules(dtype: torch.dtype) -> None:
+    """As bitsandbytes' 8 bits are, or a checkpoint in fp8: without the scales they would be other weights."""
+    model = MODELS["Llama"]()
+    linear = model.get_base_model().model.layers[1].mlp.up_proj.base_layer
+    linear.weight = torch.nn.Parameter((100 * linear.weight).to(dtype), requires_grad=False)
+    assert why_not(model, dora=False, longest=20) == "its weights are stored as Linear has them"
+
+
 def test_attention_is_causal_within_a_document() -> None:
     torch.manual_seed(0)
     q, k, v = (torch.randn(9, heads, 8, dtype=torch.float64) for heads in (4, 2, 2))
