@@ -142,7 +142,8 @@ def kept_by(shape: Shape, recipe: Recipe, tokens: float, gib: float) -> Kept:
     free = (gib - CONTEXT_GIB) * 2**30 - shape.base_bytes(recipe.method) - 4 * adapter
     states = adapter * (STATES[recipe.training.optimizer] + ADAPTER_COPY)
     room = room_of(layer, count, free=free, states=states)
-    held = recipe.method == "qlora" and holds_dequantised(layer, count, room)
+    fp8 = recipe.training.precision == "fp8"
+    held = recipe.method == "qlora" and holds_dequantised(layer, count, room, fp8=fp8)
     return Kept(tuple(Counter(what_to_keep(layer, count, room)).items()), held)
 
 

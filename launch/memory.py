@@ -112,7 +112,7 @@ def fast_terms(shape: Shape, recipe: Recipe, batch: Batch, kept: Kept) -> tuple[
         "one layer at a time, or the loss": layer.passing(tokens),
     }
     if kept.held:
-        found["weights held dequantised"] = layer.dequantised
+        found["weights held dequantised"] = layer.dequantised(fp8=recipe.training.precision == "fp8")
     return tuple(Term(name=name, gib=value / 2**30) for name, value in found.items())
 
 

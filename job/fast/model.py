@@ -94,7 +94,7 @@ class FastModel:
                 group.fp8_forward = group in (layer.gate_up, layer.down)
 
     def keep_dequantised(self) -> None:
-        """Hold every frozen weight as it multiplies: 2 bytes a parameter."""
+        """Hold every frozen weight as it multiplies: `Shape.dequantised` bytes."""
         for layer in self.layers:
             for group in layer.groups:
                 if group.fp8 is not None:
