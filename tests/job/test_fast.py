@@ -34,7 +34,7 @@ SMALL: dict[str, Any] = {
 WIDE_HEADS = SMALL | {"head_dim": 24}
 COUNT = 7.0
 """What losses are divided by: not the number of this batch's tokens, which are a part of a step."""
-CLOSE = 2e-6
+CLOSE = 4e-6
 """transformers normalises in fp32 whatever the weights are in."""
 
 
@@ -84,6 +84,10 @@ def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
         assert tensor.abs().max() > 0, name
 
 
+def rotated_by(kind: str, **how: float) -> LlamaConfig:
+    return LlamaConfig(**SMALL, rope_parameters={"rope_type": kind, "rope_theta": 10000.0} | how)
+
+
 MODELS = {
     "Llama": lambda: made(LlamaConfig(**SMALL)),
     "Mistral": lambda: made(MistralConfig(**SMALL, sliding_window=None)),
@@ -95,6 +99,26 @@ MODELS = {
     "q and v only": lambda: made(LlamaConfig(**SMALL), target_modules=["q_proj", "v_proj"]),
     "k and down only": lambda: made(LlamaConfig(**SMALL), target_modules=["k_proj", "down_proj"]),
     "ranks that differ": lambda: made(LlamaConfig(**SMALL), rank_pattern={"k_proj": 2, "up_proj": 6}),
+    "rank 1": lambda: made(LlamaConfig(**SMALL), r=1),
+    "gate only, rank 5, scaled by its root": lambda: made(
+        LlamaConfig(**SMALL), r=5, lora_alpha=7, use_rslora=True, target_modules=["gate_proj"]
+    ),
+    "one linear each of two layers, and none of the first": lambda: made(
+        LlamaConfig(**SMALL), target_modules=["layers.1.self_attn.o_proj", "layers.2.mlp.down_proj"]
+    ),
+    "biases everywhere, as many heads of k as of q": lambda: made(
+        LlamaConfig(**(SMALL | {"num_key_value_heads": 4}), attention_bias=True, mlp_bias=True)
+    ),
+    "one head of k, and the embedding is the head": lambda: made(
+        Qwen2Config(**(SMALL | {"num_key_value_heads": 1}), tie_word_embeddings=True)
+    ),
+    "Llama 3's rotation": lambda: made(
+        rotated_by("llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=8)
+    ),
+    "YaRN, whose rotation is no rotation alone": lambda: made(
+        rotated_by("yarn", factor=4.0, original_max_position_embeddings=64)
+    ),
+    "linear positions": lambda: made(rotated_by("linear", factor=4.0)),
 }
 
 
@@ -342,6 +366,15 @@ def test_without_gradients_nothing_is_kept() -> None:
     assert not saved  # not by attention either
     assert loss.grad_fn is None
     assert loss.item() == pytest.approx(by_modules(model, *batch).item(), rel=CLOSE)
+
+
+def test_a_loss_is_differentiated_once() -> None:
+    """What it kept is used up by then: a second pass over it is an error that says so, and no other gradient."""
+    model = MODELS["Llama"]()
+    loss = FastModel(model).loss(*a_batch([8, 8]), COUNT)
+    loss.backward(retain_graph=True)  # type: ignore[no-untyped-call]
+    with pytest.raises(AssertionError, match="once"):
+        loss.backward()  # type: ignore[no-untyped-call]
 
 
 def test_what_it_cannot_compute_is_named() -> None:
