@@ -27,6 +27,7 @@ triton_narrow, triton_pointwise, triton_heads (norms of q and k) and triton_swig
 Shapes: M tokens, K inputs, N outputs, R ranks, D features of a head. What a function "uses up" it may write over: who
 calls it has no further use for that. `small` is a matrix in e4m3, with a scale for each row.
 
-tests/job: test_fast holds all of it to the modules in float64; test_fast_gpu holds Triton's kernels to torch's, on a
-GPU or interpreted; test_fast_kernels compiles them for GPUs that are not there; test_fast_training trains and resumes.
+tests/job: test_fast holds all of it to the modules in float64, and test_fast_pointwise its parts; test_fast_gpu and
+test_fast_model_gpu hold Triton's kernels to torch's, on a GPU or interpreted; test_fast_kernels compiles them for GPUs
+that are not there; test_fast_training trains and resumes; test_fast_offload and test_offload_gpu are about the host.
 """

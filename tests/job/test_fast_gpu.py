@@ -1,7 +1,7 @@
 """Promise: the Triton kernels compute what job/fast/pointwise.py and narrow.py say, within the rounding of float64.
 
 `pytest -m gpu tests/job/test_fast_gpu.py`, on a machine with an NVIDIA GPU. Without one Triton interprets the kernels,
-in numpy, where TRITON_INTERPRET=1 is set: tests/job/test_fast_kernels.py runs this file so.
+in numpy, where TRITON_INTERPRET=1 is set: tests/job/test_fast_kernels.py runs this file and test_fast_model_gpu.py so.
 """
 
 from __future__ import annotations
