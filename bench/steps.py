@@ -209,7 +209,16 @@ def timed(setting: Setting, *, steps: int, warm_up: int) -> Timed:
     taken = [line for line in lines if isinstance(line, Step)]
     if len(taken) != warm_up + steps:
         raise AssertionError(f"{setting.name}: {len(taken)} steps, and not {warm_up + steps}")
-    counted = taken[warm_up:]
+    losses = (taken[0].loss, taken[-1].loss)
+    return _beside_the_quote(setting, taken[warm_up:], training.evaluate_seconds() / EVALUATED, losses)
+
+
+def _beside_the_quote(
+    setting: Setting, counted: Sequence[Step], evaluation: float, losses: tuple[float, float]
+) -> Timed:
+    """What was measured, the allocator's peaks included, and what the quote says of the same."""
+    shape, recipe = SHAPES[setting.shape], setting.recipe()
+    how = recipe.training
     mean = statistics.fmean(step.tokens for step in counted) / how.gradient_accumulation
     row = how.max_length // ROWS_PACKED
     batch = (
@@ -230,14 +239,14 @@ def timed(setting: Setting, *, steps: int, warm_up: int) -> Timed:
         batch_tokens=mean,
         tokens_per_second=statistics.median(step.tokens / step.seconds for step in counted),
         predicted_tokens_per_second=mean * how.gradient_accumulation / expected.step,
-        evaluation=training.evaluate_seconds() / EVALUATED,
+        evaluation=evaluation,
         predicted_evaluation=expected.evaluated_micro_batch,
         allocated=torch.cuda.max_memory_allocated() / 2**30 if card else None,
         predicted_allocated=_allocated(quoted, recipe, card) if card else None,
         reserved=torch.cuda.max_memory_reserved() / 2**30 if card else None,
         used=(total - free) / 2**30 if card else None,
         predicted_used=memory.gib if memory else None,
-        losses=(taken[0].loss, taken[-1].loss),
+        losses=losses,
     )
 
 

@@ -39,7 +39,7 @@ DORA_WEIGHT_BYTES: Final = 18.0
 TIGHT: Final = 0.90
 """From this share on of the card's memory an estimate that is right within 10 % may be wrong about fitting."""
 
-_COUNTED: Final = "counted from the model's shape; the count fits eight peaks of this job on H200 within 5 %"
+_COUNTED: Final = "counted from the model's shape; the count fits sixteen peaks of this job on H200 within 5 %"
 
 Verdict = Literal["fits", "tight", "does not fit", "unknown"]
 
