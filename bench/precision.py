@@ -18,9 +18,7 @@ apart: as the job has it (all gradients, and gate, up and down forward), in all 
 Columns: a cosine of 1 is no error; `at` is the tensor of the lowest one; `error` is the norm of the difference over
 that of the reference, `norms` the lowest and the highest |found| over |reference| of a tensor.
 
-Curves: the job itself trains eight layers of the 8B shape on rows that can be learnt (walks on a random graph of 64
-words, five rows packed to a sequence), by PEFT's modules, by the fast path, and in fp8. Bits: some steps by the fast
-path twice, and twice more with `reproducible`, of which the last two have to be equal.
+Curves: see bench/curves.py. bench/passes.py has the paths.
 """
 
 from __future__ import annotations
@@ -29,57 +27,30 @@ import argparse
 import gc
 import json
 import math
-import random
 import statistics
-import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import torch
-from bitsandbytes.functional import dequantize_4bit
-from bitsandbytes.nn import Linear4bit
-from steps import NEVER, Deviation, Setting, build, keeps_variance
+from curves import SETTING, curves, shape_of, svg
+from passes import AGAIN, EXACT, FAST, FP8, PLAIN, Pass, adapted, paths
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.functional import cross_entropy, linear
+from workload import Deviation, keeps_variance
 
-from job.callbacks import Steering
-from job.contract.metrics import MetricLine, Step
-from job.contract.recipe import TINY_MODEL, BaseModelRef, Recipe
-from job.dataset.reader import LineNumber
-from job.dataset.render import RenderedRow
-from job.fast.attention import Documents
-from job.fast.kernels import in_torch, in_triton
-from job.fast.model import FastModel
+from job.contract.recipe import Recipe
 from job.logs import configure
-from job.model import hardware, load_tokenizer
-from job.notice import Notice
-from job.speed import speed_up
-from job.train import Rows, Training
-from job.weights import locate
+from job.model import hardware
 from launch.shape import LLAMA_8B, TINY_SHAPE, Shape
 
 LAYERS: Final = 4
-REPEATED: Final = 30
-"""Steps of the runs whose bits are compared."""
 BATCH: Final = (4, 512)
 SMOKE_BATCH: Final = (4, 48)
 """Rows, and tokens of each."""
 CHUNK: Final = 512
 """Tokens whose logits are compared at a time."""
-WORDS: Final = 64
-SETTING: Final = Setting("8B", 2, 1, True, max_length=2048)
-EXACT, PLAIN, FAST, FP8 = "fp32", "plain", "fast", "fp8"
-AGAIN: Final = ("plain, another attention", "plain, one row at a time", "plain, features shuffled")
 AGAINST: Final = {EXACT: (PLAIN, *AGAIN, FAST, FP8, "fp8, all products", "fp8, gradients only"), PLAIN: (*AGAIN, FAST)}
 """What is compared with what."""
-
-Gradients = dict[str, Tensor]
 
 
 def as_published(name: str, _shape: Sequence[int]) -> float:
@@ -100,151 +71,6 @@ def as_published(name: str, _shape: Sequence[int]) -> float:
 INITIALISATIONS: Final[dict[str, Deviation]] = {"as published": as_published, "variance kept": keeps_variance}
 """How models are, and the worst case: there the stream begins at 1/64 while layers add about 1, so that a layer reads
 little but what the layers before it wrote, rounding errors included."""
-
-
-@dataclass(frozen=True)
-class Pass:
-    """What a path makes of a batch.
-
-    Args:
-        loss: mean, in nats.
-        gradients: by parameter.
-        logits: (tokens, vocabulary).
-    """
-
-    loss: float
-    gradients: Gradients
-    logits: Tensor
-
-
-def adapted(shape: Shape, recipe: Recipe, deviation: Deviation) -> Any:
-    """A model whose adapter adds something, with fp32 masters; the same at every call."""
-    torch.manual_seed(3)
-    model = build(shape, recipe, deviation)
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
-            if "lora_B" in name:
-                parameter.data += 0.01 * torch.randn_like(parameter.data)
-    if not torch.cuda.is_available():
-        _as_on_a_gpu(model)
-    return model
-
-
-def _as_on_a_gpu(model: Any) -> None:
-    """Frozen weights in bf16, which are fp32 on a CPU."""
-    for parameter in model.parameters():
-        if parameter.dtype == torch.float32 and not parameter.requires_grad:
-            parameter.data = parameter.data.bfloat16()
-    for module in model.modules():
-        if isinstance(module, Linear4bit):
-            module.compute_dtype = module.weight.quant_state.dtype = torch.bfloat16
-
-
-def by_modules(
-    model: Any, tokens: Tensor, *, bf16: bool, kernel: SDPBackend | None = None, rows: int | None = None
-) -> Pass:
-    """Through PEFT's and transformers' own modules, so many rows at a time; gradients are added up in fp32."""
-    model.zero_grad()
-    loss, logits = 0.0, []
-    for part in tokens.split(rows or len(tokens)):
-        with ExitStack() as within:
-            within.enter_context(torch.autocast(tokens.device.type, torch.bfloat16, enabled=bf16))
-            if kernel is not None:
-                within.enter_context(sdpa_kernel(kernel))
-            found = model(input_ids=part).logits
-        summed = cross_entropy(found[:, :-1].float().flatten(0, 1), part[:, 1:].flatten(), reduction="sum")
-        mean = summed / (len(tokens) * (tokens.shape[1] - 1))
-        mean.backward()
-        loss += mean.item()
-        logits.append(found.detach().flatten(0, 1))
-    return Pass(loss, _gradients(model), torch.cat(logits))
-
-
-def by_fast(model: Any, tokens: Tensor, *, fp8: bool = False, forward: bool | None = None) -> Pass:
-    """`forward`: whether fp8 multiplies forward as well; None for where the job has it."""
-    model.zero_grad()
-    fast = FastModel(model, kernels=in_triton() if tokens.is_cuda else in_torch())
-    if fp8:
-        fast.use_fp8()
-    if forward is not None:
-        for group in (group for layer in fast.layers for group in layer.groups):
-            group.fp8_forward = forward
-    flat, documents = tokens.flatten(), Documents.of([tokens.shape[1]] * len(tokens), tokens.device)
-    places = torch.arange(len(flat), device=tokens.device)
-    positions = places[(places + 1) % tokens.shape[1] != 0]
-    loss = fast.loss(flat, documents, positions, flat[positions + 1], float(len(positions)))
-    loss.backward()
-    inner = model.get_base_model()
-    with torch.no_grad():
-        logits = inner.lm_head(inner.model.norm(fast.states(flat, documents)))
-    return Pass(loss.item(), _gradients(model), logits)
-
-
-def _gradients(model: Any) -> Gradients:
-    """Of every tensor of the adapter; zeros where a path found none."""
-    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    return {name: torch.zeros_like(p) if p.grad is None else p.grad.clone() for name, p in trained}
-
-
-def paths(model: Any, tokens: Tensor) -> dict[str, Callable[[], Pass]]:
-    """Everything that is compared, by name."""
-    # On Hopper the default is cuDNN's kernel, on a CPU a fused one.
-    another = SDPBackend.FLASH_ATTENTION if tokens.is_cuda else SDPBackend.MATH
-
-    def exact() -> Pass:
-        with in_fp32(model):
-            return by_modules(model, tokens, bf16=False, kernel=SDPBackend.MATH, rows=1)
-
-    def in_another_order() -> Pass:
-        with multiplied(model, shuffled):
-            return by_modules(model, tokens, bf16=True)
-
-    return {
-        EXACT: exact,
-        PLAIN: lambda: by_modules(model, tokens, bf16=True),
-        AGAIN[0]: lambda: by_modules(model, tokens, bf16=True, kernel=another),
-        AGAIN[1]: lambda: by_modules(model, tokens, bf16=True, rows=1),
-        AGAIN[2]: in_another_order,
-        FAST: lambda: by_fast(model, tokens),
-        FP8: lambda: by_fast(model, tokens, fp8=True),
-        "fp8, all products": lambda: by_fast(model, tokens, fp8=True, forward=True),
-        "fp8, gradients only": lambda: by_fast(model, tokens, fp8=True, forward=False),
-    }
-
-
-@contextmanager
-def multiplied(model: Any, by: Callable[[Tensor], Callable[[Tensor], Tensor]]) -> Iterator[None]:
-    """The quantised linears multiply by what they dequantise to as `by` of it does."""
-    linears = [module for module in model.modules() if isinstance(module, Linear4bit)]
-    for module in linears:
-        module.forward = by(dequantize_4bit(module.weight.data, module.weight.quant_state))
-    try:
-        yield
-    finally:
-        for module in linears:
-            del module.forward
-
-
-def shuffled(weight: Tensor) -> Callable[[Tensor], Tensor]:
-    """x W^T with the features of both sides in another order: other sums of the same numbers, in both passes."""
-    rows, columns = (torch.randperm(size, device=weight.device) for size in weight.shape)
-    weight, back = weight[rows][:, columns], rows.argsort()
-    return lambda x: linear(x.index_select(-1, columns), weight).index_select(-1, back)
-
-
-@contextmanager
-def in_fp32(model: Any) -> Iterator[None]:
-    """Every weight is fp32: the quantised ones as they dequantise."""
-    halves = [parameter for parameter in model.parameters() if parameter.dtype == torch.bfloat16]
-    for parameter in halves:
-        parameter.data = parameter.data.float()
-    try:
-        with multiplied(model, lambda weight: partial(linear, weight=weight.float())):
-            yield
-    finally:
-        for parameter in halves:
-            parameter.data = parameter.data.bfloat16()
 
 
 def branches(model: Any, tokens: Tensor) -> dict[str, list[float]]:
@@ -395,107 +221,6 @@ def _row(path: str, loss: float, beside: Mapping[str, Any]) -> str:
         f"{beside['cosine of all together']:9.6f} {beside['error of all together']:8.5f} {low:6.3f} {high:6.3f}  "
         f"{at:16} {logits['cosine']:17.6f} {logits['lowest cosine of a token']:9.6f} {logits['error']:8.5f}"
     )
-
-
-def shape_of(layers: int) -> Shape:
-    """The 8B shape with fewer layers."""
-    return LLAMA_8B.model_copy(update={"layers": layers})
-
-
-def learnable_rows(count: int, length: int) -> list[RenderedRow]:
-    """Walks on a graph in which every word is followed by one of four."""
-    draw = random.Random(11)
-    words = draw.sample(range(LLAMA_8B.vocabulary), WORDS)
-    after = {word: draw.sample(words, 4) for word in words}
-    rows = []
-    for line in range(1, count + 1):
-        ids = [draw.choice(words)]
-        while len(ids) < length:
-            ids.append(draw.choice(after[ids[-1]]))
-        rows.append(RenderedRow(LineNumber(line), tuple(ids), tuple(ids)))
-    return rows
-
-
-def curve(recipe: Recipe, steps: int, *, plain: bool = False) -> tuple[list[float], float, str]:
-    """(losses, median seconds of a step, a digest of the adapter's bits)."""
-    rows = learnable_rows(steps * 2 * 5, 409)
-    lines: list[MetricLine] = []
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        tokenizer = load_tokenizer(locate(BaseModelRef(id=TINY_MODEL), folder))
-        training = Training(
-            recipe,
-            build(shape_of(8), recipe),
-            tokenizer,
-            Rows(rows, []),
-            workdir=folder,
-            notice=Notice(),
-            accelerate=(lambda *_, **__: None) if plain else speed_up,
-        )
-        steering = Steering(
-            training, Notice(), save=lambda _: 0.0, write=lines.append, interval=NEVER, upload_seconds=lambda: 0.0
-        )
-        training.run(steering)
-        bits = torch.cat(
-            [p.detach().flatten().view(torch.int32) for p in training.model.parameters() if p.requires_grad]
-        )
-        digest = f"{int(bits.long().sum()):x}-{int((bits.long() * torch.arange(len(bits), device='cuda')).sum()):x}"
-    taken = [line for line in lines if isinstance(line, Step)]
-    del training
-    torch.cuda.empty_cache()
-    return [line.loss for line in taken], statistics.median(line.seconds for line in taken[5:]), digest
-
-
-def curves(steps: int) -> dict[str, Any]:
-    """Loss by step of each path."""
-    recipe = SETTING.recipe()
-
-    def changed(**keys: Any) -> Recipe:
-        return recipe.model_copy(update={"training": recipe.training.model_copy(update=keys)})
-
-    runs: dict[str, tuple[Recipe, bool, int]] = {
-        "plain": (recipe, True, steps),
-        "fast": (recipe, False, steps),
-        "fp8": (changed(precision="fp8"), False, steps),
-        "fast, some steps": (recipe, False, REPEATED),
-        "fast, again": (recipe, False, REPEATED),
-        "reproducible": (changed(reproducible=True), False, REPEATED),
-        "reproducible, again": (changed(reproducible=True), False, REPEATED),
-    }
-    found = {}
-    for name, (how, plain, count) in runs.items():
-        began = time.perf_counter()
-        losses, seconds, digest = curve(how, count, plain=plain)
-        found[name] = {"losses": losses, "seconds": seconds, "digest": digest}
-        print(f"{name}: {losses[0]:.4f} -> {losses[-1]:.4f}, {seconds:.3f} s a step, bits {digest}", flush=True)
-        print(f"   in all {time.perf_counter() - began:.0f} s", flush=True)
-    return found
-
-
-COLOURS: Final = {"plain": "#777777", "fast": "#1f77b4", "fp8": "#d62728"}
-
-
-def svg(found: dict[str, Any]) -> str:
-    """The curves as a drawing."""
-    wide, high, left = 720, 360, 50
-    top = max(max(found[name]["losses"]) for name in COLOURS if name in found)
-    said = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{wide}" height="{high}" font-family="sans-serif">']
-    said.append(f'<rect width="{wide}" height="{high}" fill="white"/>')
-    for tick in range(0, int(top) + 1, 2):
-        y = high - 30 - tick / top * (high - 60)
-        said.append(f'<line x1="{left}" x2="{wide - 10}" y1="{y:.1f}" y2="{y:.1f}" stroke="#ddd"/>')
-        said.append(f'<text x="{left - 25}" y="{y + 4:.1f}" font-size="12">{tick}</text>')
-    for index, (name, colour) in enumerate((n, c) for n, c in COLOURS.items() if n in found):
-        losses = found[name]["losses"]
-        points = " ".join(
-            f"{left + at / max(1, len(losses) - 1) * (wide - left - 10):.1f},{high - 30 - loss / top * (high - 60):.1f}"
-            for at, loss in enumerate(losses)
-        )
-        said.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="1.2"/>')
-        said.append(f'<text x="{wide - 200}" y="{30 + 18 * index}" font-size="13" fill="{colour}">{name}</text>')
-    steps = len(next(iter(found.values()))["losses"])
-    said.append(f'<text x="{wide // 2 - 60}" y="{high - 8}" font-size="12">step (1 to {steps}); loss in nats</text>')
-    return "\n".join([*said, "</svg>\n"])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -25,11 +25,11 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+from workload import ROWS_PACKED, SHAPES
 
 from job.model import hardware
-from launch.shape import LLAMA_8B, LLAMA_70B, TINY_SHAPE, Shape
+from launch.shape import Shape
 
-SHAPES: Final = {"tiny": TINY_SHAPE, "8B": LLAMA_8B, "70B": LLAMA_70B}
 HERE: Final = Path(__file__).parent
 PEER_SECONDS: Final = 400
 GIB: Final = 2**30
@@ -151,7 +151,7 @@ def one(setting: dict[str, Any]) -> dict[str, Any]:
     """In that process: build, train, and tell."""
     import tempfile
 
-    from steps import NEVER, ROWS_PACKED, Setting, build, make_rows
+    from steps import NEVER, Setting, build, make_rows
 
     from job.callbacks import Steering
     from job.contract.metrics import MetricLine, Step
@@ -167,9 +167,10 @@ def one(setting: dict[str, Any]) -> dict[str, Any]:
         total = torch.cuda.get_device_properties(0).total_memory
         torch.cuda.set_per_process_memory_fraction(wanted.gib * GIB / total)
     length = 96 if wanted.shape == "tiny" else 2048
-    plain = Setting(wanted.shape, wanted.batch_size, wanted.gradient_accumulation, wanted.packing, length)
+    sized = (wanted.shape, wanted.batch_size, wanted.gradient_accumulation, wanted.packing, length)
+    plain = Setting(*sized, precision=wanted.precision)
     recipe = plain.recipe()
-    how = recipe.training.model_copy(update={"precision": wanted.precision, "reproducible": wanted.reproducible})
+    how = recipe.training.model_copy(update={"reproducible": wanted.reproducible})
     recipe = recipe.model_copy(update={"training": how})
     shape = SHAPES[wanted.shape]
     rows = make_rows(plain, shape.vocabulary, (warm_up + steps) * how.batch_size * how.gradient_accumulation)

@@ -5,8 +5,7 @@
 
 A setting is a shape, a micro-batch, whether rows are packed, and what the recipe changes; the job takes the path that
 it would take, and the quote is asked for the same. "plain" ones go through the modules, as other models do. For each
-one the model is built with random weights on the GPU, since 70B of them fit on few disks: transformers' own quantiser
-puts bitsandbytes' layers in place and bitsandbytes quantises them, as job/model.py has them do. All else is the job:
+one the model is built with random weights on the GPU (bench/workload.py). All else is the job:
 `job.train.Training`, steered and metered, every token trained, whole steps from one log line to the next. The
 prediction is the quote's, for the micro-batches as they were.
 
@@ -22,7 +21,7 @@ import json
 import random
 import statistics
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -31,9 +30,8 @@ import datasets
 import torch
 import transformers
 from peft import get_peft_model
-from torch import nn
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, set_seed
-from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
+from transformers import set_seed
+from workload import ROWS_PACKED, SHAPES, Deviation, keeps_variance, llama_config, random_model
 
 from job.callbacks import Steering
 from job.contract.metrics import MetricLine, Step
@@ -50,23 +48,14 @@ from launch.cards import Card, card_of
 from launch.fast_path import kept_by, why_plain
 from launch.memory import fast_terms, memory_of, peak_gib
 from launch.roofline import batch_of, full_batch
-from launch.shape import LLAMA_8B, LLAMA_70B, TINY_SHAPE, Shape
+from launch.shape import Shape
 from launch.speeds import pace, pace_on_cpu
 
-SHAPES: Final = {"tiny": TINY_SHAPE, "8B": LLAMA_8B, "70B": LLAMA_70B}
-ROWS_PACKED: Final = 5
-"""In each sequence of a packed setting, equally long: 409 tokens at a length of 2048. With rows of many lengths hardly
-two micro-batches are equally long, and cuDNN plans its attention anew for each length that it has not met in the
-process: 0.2 s where it is causal, 0.8 s where rows are masked (H200, torch 2.11, 2026-11-23), which would be most of
-a short measurement."""
 EVALUATED: Final = 4
 """Micro-batches that are held out."""
 TITLES: Final = ("tokens a second", "evaluation, seconds", "allocated, GiB", "used, GiB")
 NEVER: Final = 1e9
 """Seconds between checkpoints: none is timed here."""
-
-Deviation = Callable[[str, Sequence[int]], float]
-"""The standard deviation of a weight's values, by its module's name and its shape."""
 
 
 @dataclass(frozen=True)
@@ -163,69 +152,13 @@ class Timed:
     losses: tuple[float, float]
 
 
-def keeps_variance(_name: str, shape: Sequence[int]) -> float:
-    """What comes out of a linear varies as what goes in."""
-    return float(shape[-1]) ** -0.5
-
-
 def build(shape: Shape, recipe: Recipe, deviation: Deviation = keeps_variance) -> Any:
-    """The model that `job.model.load` would give for random weights of this shape, which are on no disk."""
-    cuda = torch.cuda.is_available()
-    compute = torch.bfloat16 if cuda else torch.float32
-    device = torch.device("cuda", 0) if cuda else torch.device("cpu")
-    quantisation = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=compute,
-    )
-    quantiser = Bnb4BitHfQuantizer(quantisation, pre_quantized=False)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(_config(shape), dtype=compute)
-    quantiser.preprocess_model(model, dtype=compute, device_map={"": device})
-    for name, module in model.named_modules():
-        _fill(name, module, device, compute, deviation)
-    # Its frequencies are no weights: they are computed when it is made.
-    with device:
-        model.model.rotary_emb = type(model.model.rotary_emb)(config=model.config)
-    model.hf_quantizer = quantiser
-    quantiser.postprocess_model(model)
+    """The model that `job.model.load` would give for random weights of this shape."""
+    model = random_model(llama_config(shape), deviation=deviation)
     _keep_weights_as_quantised(model)
-    model.config.use_cache = False
     model.requires_grad_(False)
-    model.eval()
     set_seed(recipe.training.seed)
     return get_peft_model(model, _lora_config(recipe))
-
-
-def _config(shape: Shape) -> LlamaConfig:
-    return LlamaConfig(
-        vocab_size=shape.vocabulary,
-        hidden_size=shape.hidden,
-        intermediate_size=shape.feed_forward,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads,
-        head_dim=shape.head_dim,
-        max_position_embeddings=131072,
-        tie_word_embeddings=shape.tied,
-    )
-
-
-def _fill(name: str, module: nn.Module, device: torch.device, dtype: torch.dtype, deviation: Deviation) -> None:
-    """Give a module's own weights random values: ones in norms, normal ones elsewhere.
-
-    In `dtype`, as a checkpoint has them: what is quantised comes back in what it was quantised from.
-    """
-    for key, empty in list(module.named_parameters(recurse=False)):
-        if empty.ndim == 1:
-            value = torch.ones(empty.shape, dtype=dtype, device=device)
-        else:
-            value = torch.randn(empty.shape, dtype=dtype, device=device) * deviation(name, empty.shape)
-        if type(empty) is nn.Parameter:
-            setattr(module, key, nn.Parameter(value, requires_grad=False))
-        else:  # bitsandbytes' own, which quantises what is moved
-            setattr(module, key, type(empty)(value, requires_grad=False, **empty.__dict__).to(device))
 
 
 def make_rows(setting: Setting, vocabulary: int, sequences: int) -> list[RenderedRow]:
@@ -276,7 +209,16 @@ def timed(setting: Setting, *, steps: int, warm_up: int) -> Timed:
     taken = [line for line in lines if isinstance(line, Step)]
     if len(taken) != warm_up + steps:
         raise AssertionError(f"{setting.name}: {len(taken)} steps, and not {warm_up + steps}")
-    counted = taken[warm_up:]
+    losses = (taken[0].loss, taken[-1].loss)
+    return _beside_the_quote(setting, taken[warm_up:], training.evaluate_seconds() / EVALUATED, losses)
+
+
+def _beside_the_quote(
+    setting: Setting, counted: Sequence[Step], evaluation: float, losses: tuple[float, float]
+) -> Timed:
+    """What was measured, the allocator's peaks included, and what the quote says of the same."""
+    shape, recipe = SHAPES[setting.shape], setting.recipe()
+    how = recipe.training
     mean = statistics.fmean(step.tokens for step in counted) / how.gradient_accumulation
     row = how.max_length // ROWS_PACKED
     batch = (
@@ -297,14 +239,14 @@ def timed(setting: Setting, *, steps: int, warm_up: int) -> Timed:
         batch_tokens=mean,
         tokens_per_second=statistics.median(step.tokens / step.seconds for step in counted),
         predicted_tokens_per_second=mean * how.gradient_accumulation / expected.step,
-        evaluation=training.evaluate_seconds() / EVALUATED,
+        evaluation=evaluation,
         predicted_evaluation=expected.evaluated_micro_batch,
         allocated=torch.cuda.max_memory_allocated() / 2**30 if card else None,
         predicted_allocated=_allocated(quoted, recipe, card) if card else None,
         reserved=torch.cuda.max_memory_reserved() / 2**30 if card else None,
         used=(total - free) / 2**30 if card else None,
         predicted_used=memory.gib if memory else None,
-        losses=(taken[0].loss, taken[-1].loss),
+        losses=losses,
     )
 
 

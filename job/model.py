@@ -91,6 +91,7 @@ def load(recipe: Recipe, base: Base) -> Any:
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise ModelInvalid(f"base model {recipe.base_model.id} cannot be loaded: {error}") from error
     _keep_weights_as_quantised(model)
+    _forget_longer_batches(model)
     model.config.use_cache = False
     model.requires_grad_(False)
     set_seed(recipe.training.seed)  # the adapter's initialisation is random
@@ -112,6 +113,22 @@ def _keep_weights_as_quantised(model: Any) -> None:
     for module in model.modules():
         if isinstance(module, Linear4bit):
             module.support_avx512bf16_for_cpu = False
+
+
+def _forget_longer_batches(model: Any) -> None:
+    """Make what a batch computes a function of that batch.
+
+    Rotary frequencies of the type "dynamic" follow the longest row, and transformers keeps those of the longest that it
+    has met (5.17, modeling_rope_utils.py, dynamic_frequency_update). A run that is resumed has not met it.
+    """
+
+    def as_new(module: Any, _: Any) -> None:
+        module.max_seq_len_cached = module.original_max_seq_len
+        module.inv_freq = module.original_inv_freq
+
+    for module in model.modules():
+        if getattr(module, "rope_type", None) == "dynamic":
+            module.register_forward_pre_hook(as_new)
 
 
 def parameters(model: Any) -> int:

@@ -50,7 +50,7 @@ def speed_up(recipe: Recipe, model: Any, *, tokens: int, longest: int) -> FastMo
     room = _room(recipe, model, shape, tokens)
     keeps = what_to_keep(shape, tokens, room)
     fast.keep(keeps, tokens=tokens)
-    held = recipe.method == "qlora" and holds_dequantised(shape, tokens, room)
+    held = recipe.method == "qlora" and holds_dequantised(shape, tokens, room, fp8=fp8)
     if held:
         fast.keep_dequantised()
     get_logger().info(

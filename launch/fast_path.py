@@ -46,6 +46,7 @@ HOST_SECONDS: Final = 4.6e-3
 """A layer and micro-batch, of the process that launches its kernels. From one row at a time, 8B: 0.16 s."""
 STATES: Final = {"adamw": 12, "adamw_8bit": 6, "paged_adamw_8bit": 4}
 """Bytes of an adapter's weight that are not there yet when the job looks at what is free: gradient, moments."""
+_MLP: Final = ("gate_proj", "up_proj", "down_proj")
 
 
 class Kept(NamedTuple):
@@ -142,7 +143,8 @@ def kept_by(shape: Shape, recipe: Recipe, tokens: float, gib: float) -> Kept:
     free = (gib - CONTEXT_GIB) * 2**30 - shape.base_bytes(recipe.method) - 4 * adapter
     states = adapter * (STATES[recipe.training.optimizer] + ADAPTER_COPY)
     room = room_of(layer, count, free=free, states=states)
-    held = recipe.method == "qlora" and holds_dequantised(layer, count, room)
+    fp8 = recipe.training.precision == "fp8"
+    held = recipe.method == "qlora" and holds_dequantised(layer, count, room, fp8=fp8)
     return Kept(tuple(Counter(what_to_keep(layer, count, room)).items()), held)
 
 
@@ -181,6 +183,3 @@ def seconds_of_fast_batch(
     gpu = multiplied + attended / (peak * CAUSAL_SHARE) + traffic / bandwidth
     host = shape.layers * HOST_SECONDS * (1 + FORWARD * whole if backward else FORWARD)
     return max(gpu, host) + UNHIDDEN * min(gpu, host)
-
-
-_MLP: Final = ("gate_proj", "up_proj", "down_proj")

@@ -39,7 +39,7 @@ DORA_WEIGHT_BYTES: Final = 18.0
 TIGHT: Final = 0.90
 """From this share on of the card's memory an estimate that is right within 10 % may be wrong about fitting."""
 
-_COUNTED: Final = "counted from the model's shape; the count fits eight peaks of this job on H200 within 5 %"
+_COUNTED: Final = "counted from the model's shape; the count fits sixteen peaks of this job on H200 within 5 %"
 
 HOST_BASE_GIB: Final = 8.0
 """Of the machine's own memory: the system, the job's process with its libraries, and what the loader holds. Assumed."""
@@ -123,7 +123,7 @@ def fast_terms(shape: Shape, recipe: Recipe, batch: Batch, kept: Kept) -> tuple[
         "one layer at a time, or the loss": layer.passing(tokens),
     }
     if kept.held:
-        found["weights held dequantised"] = layer.dequantised
+        found["weights held dequantised"] = layer.dequantised(fp8=recipe.training.precision == "fp8")
     return tuple(Term(name=name, gib=value / 2**30) for name, value in found.items())
 
 

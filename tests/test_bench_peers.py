@@ -18,8 +18,7 @@ from tests.test_bench_steps import quantised
 
 SCRIPT = Path(__file__).parents[1] / "bench" / "peers.py"
 
-
-bench = load_bench("peers")
+bench, stacks = load_bench("peers"), load_bench("stacks")
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["full rows", "packed rows"])
@@ -38,7 +37,7 @@ def test_trl_is_trained_on_a_model_in_memory_and_all_its_tokens_are_counted(pack
 
 def test_the_model_is_quantised_as_that_of_the_job_is() -> None:
     shape = bench.SHAPES["tiny"]
-    peers, job = bench.random_model(shape), steps.build(shape, steps.SMOKE[0].recipe())
+    peers, job = stacks.random_model(stacks.model_config(shape)), steps.build(shape, steps.SMOKE[0].recipe())
     assert quantised(peers) == quantised(job)
     assert len(quantised(peers)) == 14
     assert peers.is_loaded_in_4bit
@@ -46,7 +45,7 @@ def test_the_model_is_quantised_as_that_of_the_job_is() -> None:
 
 def test_weights_are_given_back_in_the_dtype_of_the_checkpoint() -> None:
     """Axolotl's kernels multiply bf16 activations by what bitsandbytes gives back, and by nothing else."""
-    model = bench.random_model(bench.SHAPES["tiny"], torch.bfloat16)
+    model = stacks.random_model(stacks.model_config(bench.SHAPES["tiny"]), dtype=torch.bfloat16)
     states = [weight.quant_state for weight in model.parameters() if hasattr(weight, "quant_state")]
     assert len(states) == 14
     assert {state.dtype for state in states} == {torch.bfloat16}

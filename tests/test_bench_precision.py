@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,14 +15,13 @@ from launch.shape import LLAMA_8B
 from tests.benchmarks import load_bench
 from tests.test_bench_steps import bench as steps
 
-sys.modules.setdefault("steps", steps)  # which lies beside the script where that is run
-bench = load_bench("precision")
+bench, passes = load_bench("precision"), load_bench("passes")
 
 
 def made(initialisation: str = "variance kept") -> tuple[Any, Tensor]:
     """A tiny model, and a batch."""
     recipe = bench.SETTING.recipe()
-    model = bench.adapted(bench.TINY_SHAPE, recipe, bench.INITIALISATIONS[initialisation])
+    model = passes.adapted(bench.TINY_SHAPE, recipe, bench.INITIALISATIONS[initialisation])
     return model, torch.randint(0, bench.TINY_SHAPE.vocabulary, (2, 24))
 
 
@@ -61,7 +59,7 @@ def test_the_report_of_a_tiny_model_holds_every_path_and_every_tensor(
 
 def test_fp32_is_itself_and_leaves_the_model_as_it_was() -> None:
     model, tokens = made()
-    ways = bench.paths(model, tokens)
+    ways = passes.paths(model, tokens)
     before, exact, after, again = ways["plain"](), ways["fp32"](), ways["plain"](), ways["fp32"]()
     assert exact.logits.dtype == torch.float32
     itself = bench.compared(again, exact)
@@ -80,13 +78,13 @@ def test_another_order_of_sums_is_the_same_to_fp32() -> None:
     model, tokens = made()
 
     def exact(**how: Any) -> Any:
-        return bench.by_modules(model, tokens, bf16=False, **how)
+        return passes.by_modules(model, tokens, bf16=False, **how)
 
     for parameter in model.parameters():
         parameter.data = parameter.data.float() if parameter.dtype == torch.bfloat16 else parameter.data
-    with bench.multiplied(model, lambda weight: bench.shuffled(weight.float())):
+    with passes.multiplied(model, lambda weight: passes.shuffled(weight.float())):
         shuffled = exact()
-    with bench.in_fp32(model):
+    with passes.in_fp32(model):
         together, apart = exact(), exact(rows=1)
     for other in (shuffled, apart):
         told = bench.compared(other, together)
@@ -109,7 +107,7 @@ def test_another_order_of_sums_is_the_same_to_fp32() -> None:
 def test_one_broken_gradient_is_seen_and_named(broken: Callable[[Tensor], Tensor], cosine: float) -> None:
     model, tokens = made("as published")
     name, parameter = a_tensor_of(model, "v_proj.lora_B")
-    ways = bench.paths(model, tokens)
+    ways = passes.paths(model, tokens)
 
     def wrong() -> Any:
         hook = parameter.register_hook(broken)  # type: ignore[no-untyped-call]
@@ -130,8 +128,8 @@ def test_one_broken_gradient_is_seen_and_named(broken: Callable[[Tensor], Tensor
 
 def test_a_gradient_of_another_length_is_seen_although_its_cosine_is_1() -> None:
     model, tokens = made("as published")
-    exact = bench.paths(model, tokens)["fp32"]()
-    doubled = bench.Pass(exact.loss, {n: t * 2 for n, t in exact.gradients.items()}, exact.logits + 1)
+    exact = passes.paths(model, tokens)["fp32"]()
+    doubled = passes.Pass(exact.loss, {n: t * 2 for n, t in exact.gradients.items()}, exact.logits + 1)
     told = bench.compared(doubled, exact)
     assert told["lowest cosine"] == pytest.approx(1)
     assert told["relative norms"] == pytest.approx([2, 2])

@@ -19,7 +19,6 @@ from tests.job.stack import bits
 
 SCRIPT = Path(__file__).parents[1] / "bench" / "steps.py"
 
-
 bench = load_bench("steps")
 
 
@@ -52,7 +51,7 @@ def quantised(model: Any) -> list[Any]:
 def test_the_model_in_memory_is_made_as_the_one_that_the_job_loads(tmp_path: Path) -> None:
     recipe = bench.SMOKE[0].recipe()
     loaded = load(recipe, locate(BaseModelRef(id=TINY_MODEL), tmp_path))
-    built = bench.build(bench.TINY_SHAPE, recipe)
+    built = bench.build(bench.SHAPES["tiny"], recipe)
     assert anatomy(built) == anatomy(loaded)
     assert quantised(built) == quantised(loaded)
     assert len(quantised(built)) == 14

@@ -121,10 +121,11 @@ class Shape:
         layer = weights + WIDE * tokens * (4 * self.feed_forward + 6 * self.hidden)
         return max(layer, 2 * CHUNK_BYTES + WIDE * tokens * 4 * self.hidden)
 
-    @property
-    def dequantised(self) -> int:
-        """Bytes of all weights as they multiply."""
-        return WIDE * self.weights * self.layers
+    def dequantised(self, *, fp8: bool) -> int:
+        """Bytes of all weights as they multiply. In fp8 those of gate, up and down are there twice in e4m3, by rows and
+        by columns; q, k, v and o are there in bf16, for the forward pass, and in e4m3."""
+        attention = self.hidden * (self.heads + self.attended)
+        return self.layers * (WIDE * self.weights + (attention if fp8 else 0))
 
 
 def room_of(shape: Shape, tokens: int, *, free: float, states: int) -> int:
@@ -158,7 +159,7 @@ def what_to_keep(shape: Shape, tokens: int, room: int) -> list[Keep]:
     return keeps + ["input"] * (shape.layers - away)
 
 
-def holds_dequantised(shape: Shape, tokens: int, room: int) -> bool:
+def holds_dequantised(shape: Shape, tokens: int, room: int, *, fp8: bool) -> bool:
     """Whether there is also room for a quantised base's weights as they multiply, beside all that layers keep."""
     kept = shape.kept_by(what_to_keep(shape, tokens, room)) * tokens
-    return room - kept > shape.dequantised
+    return room - kept > shape.dequantised(fp8=fp8)

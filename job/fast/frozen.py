@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import bitsandbytes.functional as bnb
 import torch
 from torch import Tensor
+
+_PLAIN: Final = frozenset({torch.float64, torch.float32, torch.bfloat16, torch.float16})
+
+
+def can_be_read(linear: Any) -> bool:
+    """Whether a linear's weight is what `Frozen` takes it for: bitsandbytes' 4 bits, or the numbers themselves.
+
+    Models that were quantised before they were published have others: integers or e4m3, and scales beside them.
+    """
+    weight = getattr(linear, "weight", None)
+    return weight is not None and (getattr(weight, "quant_state", None) is not None or weight.dtype in _PLAIN)
 
 
 @dataclass(frozen=True)
@@ -35,11 +46,12 @@ class Frozen:
 
     @property
     def by_triton(self) -> bool:
-        """Whether job/fast/nf4.py dequantises it: NF4 in blocks of 64 with double quantisation, as QLoRA has it."""
-        state = self.state
-        if state is None or not (self.compiled and self.stored.is_cuda):
+        """Whether job/fast/nf4.py dequantises it."""
+        if self.state is None or not self.compiled:
             return False
-        return bool(state.quant_type == "nf4" and state.blocksize == 64 and state.nested)
+        from job.fast.nf4 import fits
+
+        return fits(self.stored, self.state)
 
     def dense(self, dtype: torch.dtype, *, out: Tensor | None = None) -> Tensor:
         """The matrix, in `out` where that is given."""

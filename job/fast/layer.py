@@ -78,7 +78,6 @@ class Layer:
             self.head_norms = HeadNorms(norm.weight, attention.k_norm.weight, norm.variance_epsilon)
         self.kernels = kernels
         self.keep = keep
-        self.number = number
         self.kv_heads = self.qkv.frozen[1].outputs // self.head_dim
         self.heads = self.qkv.frozen[0].outputs // self.head_dim
 

@@ -33,11 +33,11 @@ class HeadLoss(torch.autograd.Function):
         Args:
             x: (M, h), before the last norm.
             head: (V, h).
-            positions: (P), the tokens from which one is predicted; targets: (P), which.
+            positions: (P), the tokens from which one is predicted, each once; targets: (P), which.
             count: what the sum is divided by: trained tokens of the whole step.
         """
         wanted = ctx.needs_input_grad[0]
-        seen = x.detach() if positions.numel() == x.shape[0] else x.detach().index_select(0, positions)
+        seen = x.detach().index_select(0, positions)
         normed, scale, _ = kernels.rms_norm(seen, norm.weight, norm.variance_epsilon, quantise=False)
         size = max(1, CHUNK_BYTES // (head.shape[0] * head.element_size()))
         total = torch.zeros((), dtype=torch.float64 if x.dtype == torch.float64 else torch.float32, device=x.device)
@@ -53,13 +53,12 @@ class HeadLoss(torch.autograd.Function):
             nothing = torch.zeros_like(seen)
             gradient, _ = kernels.rms_norm_gradient(gradient, seen, norm.weight, scale, nothing, quantise=False)
             gradient /= count
-            if positions.numel() == x.shape[0]:
-                ctx.gradient = gradient
-            else:
-                ctx.gradient = torch.zeros_like(x).index_copy_(0, positions, gradient)
+            ctx.gradient = torch.zeros_like(x).index_copy_(0, positions, gradient)
         return total / count
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> Any:
         gradient, ctx.gradient = ctx.gradient, None
+        if gradient is None:
+            raise AssertionError("a loss is differentiated once: what it kept is used up")
         return gradient.mul_(upstream), None, None, None, None, None, None

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from job.contract.fast_path import ON_HOST, Keep, why_plain
+from job.contract.fast_path import LINEARS, ON_HOST, Keep, why_plain
 from job.fast.attention import Documents, to_device
 from job.fast.dropout import Dropout
 from job.fast.fp8 import Fp8Weight
+from job.fast.frozen import can_be_read
 from job.fast.kernels import Kernels, in_torch
 from job.fast.layer import Layer, Where
 from job.fast.linear import refresh
@@ -28,7 +29,7 @@ def why_not(model: Any, *, dora: bool, longest: int) -> str | None:
     """
     inner = model.get_base_model()
     config = inner.config
-    return why_plain(
+    reason = why_plain(
         architecture=type(inner).__name__,
         activation=config.hidden_act,
         window=getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None,
@@ -38,6 +39,12 @@ def why_not(model: Any, *, dora: bool, longest: int) -> str | None:
         # Of an embedding they are called lora_embedding_A.
         adapted={n.partition(".lora_")[0].rpartition(".")[2] for n, _ in model.named_parameters() if ".lora_" in n},
     )
+    if reason is not None:
+        return reason
+    named = [(n.rpartition(".")[2], module) for n, module in inner.model.layers.named_modules()]
+    linears = [getattr(module, "base_layer", module) for name, module in named if name in LINEARS]
+    strange = {type(linear).__name__ for linear in linears if not can_be_read(linear)}
+    return f"its weights are stored as {', '.join(sorted(strange))} has them" if strange else None
 
 
 class FastModel:
@@ -79,7 +86,8 @@ class FastModel:
         """Multiply in e4m3 from now on: all gradients, and gate, up and down forward.
 
         Not the adapter, the head and the attention; nor q, k, v and o forward, a fifth of the forward pass's work that
-        causes most of the error: with them the lowest cosine of a LoRA gradient falls from 0.98 to 0.94.
+        causes most of the error: with them the lowest cosine of a LoRA gradient falls from 0.98 to 0.94 (four layers
+        of the 8B shape, weights that keep the variance; bench/precision.py).
         """
         for layer in self.layers:
             for group in layer.groups:
@@ -87,7 +95,7 @@ class FastModel:
                 group.fp8_forward = group in (layer.gate_up, layer.down)
 
     def keep_dequantised(self) -> None:
-        """Hold every frozen weight as it multiplies: 2 bytes a parameter."""
+        """Hold every frozen weight as it multiplies: `Shape.dequantised` bytes."""
         for layer in self.layers:
             for group in layer.groups:
                 if group.fp8 is not None:

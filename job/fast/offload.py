@@ -68,9 +68,10 @@ class HostMemory:
         size, free = numbers * dtype.itemsize, free_memory()
         if free is not None and size > free:
             raise _too_little(size, f"{free / 2**30:.1f} GiB are free")
-        self._memory = torch.empty(numbers, dtype=dtype)
+        memory = torch.empty(numbers, dtype=dtype)
         if self.stream is not None:
-            _pin(self._memory)
+            _pin(memory)
+        self._memory = memory
 
     def for_batch(self, layers: Sequence[int], x: Tensor) -> Inputs:
         """What the layers of one batch put here and get back. What earlier batches left is lost.

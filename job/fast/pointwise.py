@@ -1,5 +1,5 @@
-"""What lies between the matrix multiplications: the reference for job/fast/triton_pointwise.py, and what runs where
-Triton does not.
+"""What lies between the matrix multiplications: the reference for triton_pointwise, triton_heads and triton_swiglu in
+job/fast/, and what runs where Triton does not.
 
 Shapes: M tokens, K features; sums are in fp32 (or wider), values in the dtype of the activations. A function says which
 of its arguments it uses up: a kernel may write its result over them.
@@ -67,7 +67,7 @@ def rotate(states: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
     """Rotary position embedding of the first `heads` heads; (M, all heads, D), cos and sin (M, D/2) in fp32 or wider.
 
     The rest, the values, stays. Source: Su et al. 2021, arXiv:2104.09864, halves paired as in Llama. A negative sin
-    is the inverse, and the gradient. Uses up `states`.
+    gives the gradient; also the inverse, unless cos and sin are scaled (YaRN). Uses up `states`.
     """
     rotated = _turned(_wide(states[:, :heads]), cos, sin).to(states.dtype)
     return torch.cat((rotated, states[:, heads:]), dim=1)

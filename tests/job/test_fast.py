@@ -2,100 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 from torch import Tensor
-from transformers import AutoModelForCausalLM, GemmaConfig, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
-from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
+from transformers import GemmaConfig, LlamaConfig, MistralConfig, Qwen3Config
 
-from job.contract.errors import TrainingFailed
 from job.contract.fast_path import Keep
-from job.fast import pointwise
 from job.fast.attention import Documents, attend
 from job.fast.dropout import Dropout
-from job.fast.kernels import in_torch
 from job.fast.linear import Group, refresh
 from job.fast.model import FastModel, why_not
-
-VOCABULARY = 97
-SMALL: dict[str, Any] = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-}
-WIDE_HEADS = SMALL | {"head_dim": 24}
-COUNT = 7.0
-"""What losses are divided by: not the number of this batch's tokens, which are a part of a step."""
-CLOSE = 2e-6
-"""transformers normalises in fp32 whatever the weights are in."""
-
-
-def made(config: Any, **lora: Any) -> Any:
-    """A model in float64 with an adapter that does something."""
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config).double().requires_grad_(False)
-    settings: dict[str, Any] = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
-    adapted = get_peft_model(model, LoraConfig(**(settings | lora)))
-    for name, parameter in adapted.named_parameters():
-        if parameter.requires_grad or "norm" in name or "bias" in name:
-            parameter.data = (parameter.data + 0.1 * torch.randn(parameter.shape)).double()
-    return adapted
-
-
-def a_batch(lengths: list[int]) -> tuple[Tensor, Documents, Tensor, Tensor]:
-    """Tokens, and every third of them untrained."""
-    torch.manual_seed(1)
-    tokens = torch.randint(0, VOCABULARY, (sum(lengths),))
-    last = set(torch.tensor(lengths).cumsum(0).sub(1).tolist())
-    positions = torch.tensor([at for at in range(len(tokens)) if at % 3 and at not in last])
-    return tokens, Documents.of(lengths, tokens.device), positions, tokens[positions + 1]
-
-
-def by_modules(model: Any, tokens: Tensor, documents: Documents, positions: Tensor, targets: Tensor) -> Tensor:
-    """The same loss, each document alone through transformers' and PEFT's own modules."""
-    total, start = torch.zeros((), dtype=torch.float64), 0
-    for length in documents.lengths:
-        logits = model(input_ids=tokens[start : start + length][None]).logits[0].double()
-        inside = (positions >= start) & (positions < start + length)
-        log = torch.log_softmax(logits[positions[inside] - start], dim=-1)
-        total = total - log.gather(1, targets[inside][:, None]).sum()
-        start += length
-    return total / COUNT
-
-
-def gradients(model: Any, loss: Tensor) -> dict[str, Tensor]:
-    model.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
-    return {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad}
-
-
-def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    assert found.keys() == expected.keys()
-    for name, tensor in expected.items():
-        assert (found[name] - tensor).abs().max() <= CLOSE * tensor.abs().max(), name
-        assert tensor.abs().max() > 0, name
-
-
-MODELS = {
-    "Llama": lambda: made(LlamaConfig(**SMALL)),
-    "Mistral": lambda: made(MistralConfig(**SMALL, sliding_window=None)),
-    "Qwen 2, with biases": lambda: made(Qwen2Config(**SMALL)),
-    "Qwen 3, heads that are normed, and wider together than the stream": lambda: made(Qwen3Config(**WIDE_HEADS)),
-    "Qwen 3, with biases, v and up only": lambda: made(
-        Qwen3Config(**WIDE_HEADS, attention_bias=True), target_modules=["v_proj", "up_proj"]
-    ),
-    "q and v only": lambda: made(LlamaConfig(**SMALL), target_modules=["q_proj", "v_proj"]),
-    "k and down only": lambda: made(LlamaConfig(**SMALL), target_modules=["k_proj", "down_proj"]),
-    "ranks that differ": lambda: made(LlamaConfig(**SMALL), rank_pattern={"k_proj": 2, "up_proj": 6}),
-}
+from tests.job.llamas import (
+    CLOSE,
+    COUNT,
+    MODELS,
+    SMALL,
+    VOCABULARY,
+    WIDE_HEADS,
+    a_batch,
+    assert_same,
+    by_modules,
+    gradients,
+    made,
+)
 
 
 @pytest.mark.parametrize("lengths", [[5, 9, 3], [8, 8], [20]], ids=str)
@@ -117,101 +48,6 @@ def test_what_is_kept_changes_no_bit(config: Any, keep: Keep) -> None:
     mixed: list[Keep] = ["all", keep, keep]
     again = gradients(model, FastModel(model, keep=mixed).loss(*batch, COUNT))
     assert all(torch.equal(again[name], tensor) for name, tensor in whole.items())
-
-
-HOST: Keep = "input on the host"
-
-
-@pytest.mark.parametrize(
-    "keeps",
-    [
-        [HOST, HOST, HOST, HOST],
-        [HOST, HOST, "input", "all"],
-        ["all", HOST, "no gate and up", HOST],
-        [HOST, "input", HOST, "input"],
-    ],
-    ids=str,
-)
-def test_inputs_on_the_host_change_no_bit_in_batches_of_any_size(keeps: list[Keep]) -> None:
-    model = made(LlamaConfig(**(SMALL | {"num_hidden_layers": 4})))
-    fast, whole = FastModel(model, keep=keeps), FastModel(model)
-    for lengths in ([5, 9, 3], [8, 8], [20, 11], [3], [20, 11]):
-        batch = a_batch(lengths)
-        expected = gradients(model, whole.loss(*batch, COUNT))
-        loss = fast.loss(*batch, COUNT)
-        with torch.no_grad():
-            fast.loss(*a_batch([30, 30]), COUNT)  # without gradients nothing goes to the host
-        again = gradients(model, loss)
-        assert all(torch.equal(again[name], tensor) for name, tensor in expected.items())
-        assert fast.host.arriving == frozenset()
-    assert fast.host.numbers == keeps.count(HOST) * 31 * SMALL["hidden_size"], "that of the largest batch trained on"
-
-
-def test_the_hosts_memory_is_taken_once() -> None:
-    model = MODELS["Llama"]()
-    fast = FastModel(model)
-    fast.keep([HOST, HOST, "input"], tokens=20)
-    taken, where = fast.host.numbers, fast.host.place(0, torch.Size([1])).data_ptr()
-    assert taken == 2 * 20 * SMALL["hidden_size"]
-    for lengths in ([20], [3, 9], [10, 10]):
-        fast.loss(*a_batch(lengths), COUNT).backward()  # type: ignore[no-untyped-call]
-        assert (fast.host.numbers, fast.host.place(0, torch.Size([1])).data_ptr()) == (taken, where)
-    fast.keep(["all", "all", "input"], tokens=20)
-    fast.loss(*a_batch([40]), COUNT).backward()  # type: ignore[no-untyped-call]
-    assert fast.host.numbers == taken
-
-
-def test_an_input_comes_back_while_the_layer_after_it_works_and_no_earlier() -> None:
-    model = made(LlamaConfig(**(SMALL | {"num_hidden_layers": 5})))
-    seen: list[frozenset[int]] = []
-
-    def swiglu_gradient(*arguments: Any, **how: Any) -> Any:
-        """Once in each layer's backward pass, before its last multiplications."""
-        seen.append(fast.host.arriving)
-        return pointwise.swiglu_gradient(*arguments, **how)
-
-    kernels = replace(in_torch(), swiglu_gradient=swiglu_gradient)
-    fast = FastModel(model, kernels=kernels, keep=[HOST, HOST, HOST, "input", "all"])
-    fast.loss(*a_batch([8, 8]), COUNT).backward()  # type: ignore[no-untyped-call]
-    assert seen == [frozenset(), {2}, {1}, {0}, frozenset()]
-
-
-def test_inputs_of_a_batch_that_another_has_overwritten_are_refused() -> None:
-    model = MODELS["Llama"]()
-    fast = FastModel(model, keep=HOST)
-    first = fast.loss(*a_batch([8, 8]), COUNT)
-    second = fast.loss(*a_batch([9, 7]), COUNT)
-    with pytest.raises(AssertionError, match="another batch"):
-        first.backward()  # type: ignore[no-untyped-call]
-    found = gradients(model, second)
-    assert_same(found, gradients(model, by_modules(model, *a_batch([9, 7]))))
-
-
-def test_a_backward_pass_that_broke_off_leaves_nothing_to_the_next_batch() -> None:
-    model = MODELS["Llama"]()
-    broken = True
-
-    def swiglu_gradient(*arguments: Any, **how: Any) -> Any:
-        if broken and fast.host.arriving == {0}:
-            raise MemoryError
-        return pointwise.swiglu_gradient(*arguments, **how)
-
-    fast = FastModel(model, kernels=replace(in_torch(), swiglu_gradient=swiglu_gradient), keep=[HOST, HOST, "all"])
-    with pytest.raises(MemoryError):
-        fast.loss(*a_batch([8, 8]), COUNT).backward()  # type: ignore[no-untyped-call]
-    assert fast.host.arriving == {0}
-    broken = False
-    batch = a_batch([3, 6])
-    found = gradients(model, fast.loss(*batch, COUNT))
-    assert_same(found, gradients(model, by_modules(model, *batch)))
-
-
-def test_more_memory_than_the_host_has_is_refused_before_it_is_taken() -> None:
-    fast = FastModel(MODELS["Llama"]())
-    with pytest.raises(TrainingFailed, match=r"need [\d.]+ GiB of this machine's memory.* GiB are free") as refused:
-        fast.keep([HOST, HOST, "input"], tokens=10**12)
-    assert "training.max_length" in refused.value.hint
-    assert fast.host.numbers == 0
 
 
 def test_weights_that_are_held_dequantised_change_no_bit() -> None:
@@ -344,6 +180,15 @@ def test_without_gradients_nothing_is_kept() -> None:
     assert loss.item() == pytest.approx(by_modules(model, *batch).item(), rel=CLOSE)
 
 
+def test_a_loss_is_differentiated_once() -> None:
+    """What it kept is used up by then: a second pass over it is an error that says so, and no other gradient."""
+    model = MODELS["Llama"]()
+    loss = FastModel(model).loss(*a_batch([8, 8]), COUNT)
+    loss.backward(retain_graph=True)  # type: ignore[no-untyped-call]
+    with pytest.raises(AssertionError, match="once"):
+        loss.backward()  # type: ignore[no-untyped-call]
+
+
 def test_what_it_cannot_compute_is_named() -> None:
     llama = MODELS["Llama"]()
     assert why_not(llama, dora=True, longest=20) == "DoRA"
@@ -363,6 +208,15 @@ def test_what_it_cannot_compute_is_named() -> None:
     assert "lm_head" in (why_not(head, dora=False, longest=20) or "")
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn], ids=str)
+def test_weights_that_are_stored_with_scales_of_their_own_are_left_to_their_modules(dtype: torch.dtype) -> None:
+    """As bitsandbytes' 8 bits are, or a checkpoint in fp8: without the scales they would be other weights."""
+    model = MODELS["Llama"]()
+    linear = model.get_base_model().model.layers[1].mlp.up_proj.base_layer
+    linear.weight = torch.nn.Parameter((100 * linear.weight).to(dtype), requires_grad=False)
+    assert why_not(model, dora=False, longest=20) == "its weights are stored as Linear has them"
+
+
 def test_attention_is_causal_within_a_document() -> None:
     torch.manual_seed(0)
     q, k, v = (torch.randn(9, heads, 8, dtype=torch.float64) for heads in (4, 2, 2))
@@ -373,92 +227,6 @@ def test_attention_is_causal_within_a_document() -> None:
         changed[at] += 1
         differs = (attend(q, k, changed, documents) != before).flatten(1).any(1)
         assert differs.tolist() == [at <= token < (4 if at < 4 else 9) for token in range(9)]
-
-
-class TestPointwise:
-    """Each gradient against autograd's."""
-
-    def test_rms_norm(self) -> None:
-        torch.manual_seed(0)
-        x, weight = torch.randn(5, 16, dtype=torch.float64, requires_grad=True), torch.randn(16, dtype=torch.float64)
-        found, scale, _ = pointwise.rms_norm(x, weight, 1e-6, quantise=False)
-        expected = torch.nn.functional.rms_norm(x, (16,), weight, 1e-6)
-        assert torch.allclose(found, expected)
-        gradient, beside = torch.randn(2, 5, 16, dtype=torch.float64)
-        [autograd] = torch.autograd.grad(expected, x, gradient)
-        ours, _ = pointwise.rms_norm_gradient(gradient, x.detach(), weight, scale.detach(), beside, quantise=False)
-        assert torch.allclose(ours, autograd + beside)
-        assert torch.equal(pointwise.normed(x, weight, scale), found)
-
-    def test_swiglu(self) -> None:
-        torch.manual_seed(0)
-        gate_up = torch.randn(5, 24, dtype=torch.float64, requires_grad=True)
-        found, _ = pointwise.swiglu(gate_up, None, quantise=False)
-        gradient = torch.randn(5, 12, dtype=torch.float64)
-        [autograd] = torch.autograd.grad(found, gate_up, gradient)
-        ours, act, _ = pointwise.swiglu_gradient(gradient, gate_up.detach(), None, None, None, quantise=False)
-        assert torch.allclose(ours, autograd)
-        assert torch.equal(act, found)
-
-    def test_rotation_turns_back(self) -> None:
-        torch.manual_seed(0)
-        states = torch.randn(5, 4, 8, dtype=torch.float64)
-        angle = torch.randn(5, 4, dtype=torch.float64)
-        turned = pointwise.rotate(states.clone(), angle.cos(), angle.sin(), 3)
-        assert torch.equal(turned[:, 3], states[:, 3])
-        assert not torch.allclose(turned[:, :3], states[:, :3])
-        back = pointwise.rotate_gradient(turned[:, :2], turned[:, 2:3], turned[:, 3:], angle.cos(), angle.sin())
-        assert torch.allclose(back, states)
-
-    def test_norm_and_rotation_of_heads(self) -> None:
-        torch.manual_seed(0)
-        heads, kv_heads = 3, 2
-        states = torch.randn(5, heads + 2 * kv_heads, 8, dtype=torch.float64, requires_grad=True)
-        of_query, of_key = torch.randn(2, 8, dtype=torch.float64)
-        norms = pointwise.HeadNorms(of_query, of_key, 1e-6)
-        norms.query[3] = 0.0  # what a weight of zero hides cannot be seen in the rotated values
-        angle = torch.randn(5, 4, dtype=torch.float64)
-        cos, sin = angle.cos(), angle.sin()
-        found = (
-            *pointwise.norm_and_rotate(states, norms, cos, sin, heads, kv_heads),
-            states[:, heads + kv_heads :],
-        )
-        normed = [
-            torch.nn.functional.rms_norm(part, (8,), weight, norms.epsilon)
-            for part, weight in ((states[:, :heads], norms.query), (states[:, heads : heads + kv_heads], norms.key))
-        ]
-        for ours, alone in zip(found, normed, strict=False):
-            assert torch.allclose(ours, pointwise.rotate(alone, cos, sin, alone.shape[1]))
-        query, key, value = (torch.randn_like(part) for part in found)
-        [autograd] = torch.autograd.grad(found, states, (query, key, value))
-        back = pointwise.norm_and_rotate_gradient(query, key, value, states.detach(), norms, cos, sin)
-        assert torch.allclose(back, autograd)
-
-    def test_heads_are_rounded_where_the_modules_round_them(self) -> None:
-        torch.manual_seed(0)
-        states, weight = torch.randn(65, 4, 16).bfloat16(), torch.randn(16).bfloat16()
-        theirs = Qwen3RMSNorm(16, eps=1e-6)
-        theirs.weight.data = weight
-        still = torch.ones(65, 8), torch.zeros(65, 8)
-        query, key = pointwise.norm_and_rotate(states, pointwise.HeadNorms(weight, weight, 1e-6), *still, 2, 1)
-        assert torch.equal(torch.cat((query, key), dim=1), theirs(states[:, :3]))
-
-    def test_cross_entropy(self) -> None:
-        torch.manual_seed(0)
-        logits = torch.randn(5, 11, dtype=torch.float64, requires_grad=True)
-        targets = torch.randint(0, 11, (5,))
-        expected = torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
-        loss, gradient = pointwise.cross_entropy(logits.detach(), targets)
-        assert loss.item() == pytest.approx(expected.item())
-        assert torch.allclose(gradient, torch.autograd.grad(expected, logits)[0])
-
-    def test_a_row_in_e4m3_is_within_half_a_step_of_itself(self) -> None:
-        torch.manual_seed(0)
-        x = torch.randn(7, 64) * torch.logspace(-6, 6, 7)[:, None]
-        small, scale = pointwise.to_fp8(x)
-        error = (small.float() * scale - x).abs()
-        # 3 bits of mantissa: 2^-4 of the value; below the smallest normal, 2^-6, steps are 2^-9 of the scale.
-        assert (error <= torch.maximum(x.abs() * 2**-4, scale * 2**-10) * 1.001).all()
 
 
 def test_fp8_is_near_in_every_gradient() -> None:

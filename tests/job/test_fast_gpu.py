@@ -1,7 +1,7 @@
 """Promise: the Triton kernels compute what job/fast/pointwise.py and narrow.py say, within the rounding of float64.
 
 `pytest -m gpu tests/job/test_fast_gpu.py`, on a machine with an NVIDIA GPU. Without one Triton interprets the kernels,
-in numpy, where TRITON_INTERPRET=1 is set: tests/job/test_fast_kernels.py runs this file so.
+in numpy, where TRITON_INTERPRET=1 is set: tests/job/test_fast_kernels.py runs this file and test_fast_model_gpu.py so.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor
 from job.fast import narrow, pointwise
 from job.fast.attention import Documents, attend
 from job.fast.dropout import Dropout
+from job.fast.frozen import Frozen
 from job.fast.kernels import Kernels, of_triton
 from job.fast.narrow import Widened
 
@@ -289,6 +290,32 @@ def test_dequantised_weights_are_bitsandbytes_own(shape: tuple[int, int], dtype:
         if INTERPRETED:
             off[carried(wanted)] = 0
         assert off.max().item() <= 0.0667
+
+
+@pytest.mark.parametrize(
+    ("shape", "how", "by_triton"),
+    [
+        ((70, 192), {}, True),
+        ((70, 96), {}, False),  # rows end within a block
+        ((70, 192), {"blocksize": 128}, False),
+        ((70, 192), {"quant_type": "fp4"}, False),
+        ((70, 192), {"compress_statistics": False}, False),
+        ((70, 192), {"quant_storage": torch.bfloat16}, False),
+    ],
+    ids=str,
+)
+def test_weights_that_are_stored_in_another_way_are_dequantised_too(
+    shape: tuple[int, int], how: dict[str, Any], by_triton: bool
+) -> None:
+    from bitsandbytes.functional import dequantize_4bit
+    from bitsandbytes.nn import Linear4bit, Params4bit
+
+    stored: dict[str, Any] = {"quant_type": "nf4", "blocksize": 64, "compress_statistics": True} | how
+    linear = Linear4bit(shape[1], shape[0], bias=False)
+    linear.weight = Params4bit(random(*shape, dtype=MULTIPLIED), requires_grad=False, **stored).to(DEVICE)
+    frozen = Frozen.of(linear, compiled=True)
+    assert frozen.by_triton == by_triton
+    assert_near(frozen.dense(MULTIPLIED), dequantize_4bit(linear.weight.data, linear.weight.quant_state))
 
 
 @pytest.mark.parametrize("lengths", [[7, 130, 64], [128, 128], [300]], ids=str)

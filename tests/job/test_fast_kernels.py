@@ -57,7 +57,7 @@ def test_interpreted_the_kernels_compute_what_torch_computes() -> None:
     """In a process of its own: whether kernels are interpreted is decided when Triton is imported."""
     command = [sys.executable, "-m", "pytest", "-q", "--noconftest", "-p", "no:cacheprovider"]
     done = subprocess.run(
-        [*command, "tests/job/test_fast_gpu.py"],
+        [*command, "tests/job/test_fast_gpu.py", "tests/job/test_fast_model_gpu.py"],
         cwd=ROOT,
         env=os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""},
         stdout=subprocess.PIPE,

@@ -19,6 +19,8 @@ from safetensors import safe_open
 
 from job.contract.errors import Damaged, ModelInvalid
 from job.contract.recipe import BaseModelRef
+from job.fast.attention import Documents
+from job.fast.model import FastModel
 from job.model import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
@@ -210,6 +212,28 @@ def test_the_4_bit_weights_are_the_same_bits_after_an_evaluation(base: Base) -> 
     assert not any(getattr(p.quant_state, "packing_format_for_cpu", False) for p in weights.values())
     model.train()
     assert float(model(input_ids=ids, labels=ids).loss.detach()) == loss
+
+
+@pytest.mark.parametrize("fast", [False, True], ids=["by the modules", "on the fast path"])
+def test_a_batch_computes_the_same_whatever_longer_one_came_before_it(copy: Path, tmp_path: Path, fast: bool) -> None:
+    """A run that is resumed has not met it. "dynamic" frequencies follow the longest row."""
+    config = json.loads((copy / "config.json").read_text())
+    rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
+    (copy / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 8, "rope_parameters": rope}))
+    model = load(tiny_recipe(), locate(BaseModelRef(id=str(copy)), tmp_path)).eval()
+
+    def computed(length: int) -> torch.Tensor:
+        tokens = torch.arange(length)
+        if fast:
+            return FastModel(model).states(tokens, Documents.of([length], tokens.device))
+        found: torch.Tensor = model(input_ids=tokens[None]).logits[0]
+        return found
+
+    with torch.no_grad():
+        short, middle = computed(6), computed(12)
+        assert not torch.equal(computed(20)[:12], middle), "the frequencies have followed the length"
+        assert torch.equal(computed(12), middle)
+        assert torch.equal(computed(6), short)
 
 
 def test_the_adapters_masters_are_fp32_and_the_base_stays_as_it_was(base: Base) -> None:

@@ -71,6 +71,18 @@ def test_what_a_layer_keeps_is_what_is_counted(wide_heads: Any) -> None:
     assert counted - 16 * tokens < sum(memory.values()) <= counted
 
 
+@pytest.mark.parametrize("fp8", [False, True], ids=["bf16", "fp8"])
+def test_what_is_held_of_the_weights_is_what_is_counted(wide_heads: Any, fp8: bool) -> None:
+    fast = FastModel(wide_heads)
+    if fp8:
+        fast.use_fp8()
+    fast.keep_dequantised()
+    groups = [group for layer in fast.layers for group in layer.groups]
+    held = [group._kept for group in groups]
+    held += [part for group in groups if group.fp8 for part in (group.fp8._rows, group.fp8._columns)]
+    assert sum(weight.nbytes for weight in held if weight is not None) == shape_of(fast).dequantised(fp8=fp8)
+
+
 def test_the_launcher_counts_what_the_job_counts(wide_heads: Any) -> None:
     told = shape_told_by(wide_heads.config.to_dict())
     assert isinstance(told, ModelShape)
