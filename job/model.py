@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, set_seed
 
 from job.contract.errors import Damaged, ModelInvalid, TrainingFailed
+from job.contract.quantised import is_quantised, refuse_quantised
 from job.contract.recipe import Recipe
 from job.contract.records import Hardware
 from job.tensors import frozen, write_tensors
@@ -64,6 +65,7 @@ def load(recipe: Recipe, base: Base) -> Any:
         ModelInvalid: the weights cannot be loaded, or the recipe's target_modules name nothing in it.
         TrainingFailed: they do not fit into the GPU.
     """
+    published = _is_published_quantised(recipe, base)
     cuda = torch.cuda.is_available()
     # On a CPU bf16 arithmetic is emulated: fp32 is exact and faster.
     compute = torch.bfloat16 if cuda else torch.float32
@@ -77,11 +79,12 @@ def load(recipe: Recipe, base: Base) -> Any:
         model = AutoModelForCausalLM.from_pretrained(
             base.folder,
             dtype=compute,
-            quantization_config=quantisation if recipe.method == "qlora" else None,
             device_map={"": 0} if cuda else None,
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=False,
+            # Not as None: that would hide from transformers that weights are codes.
+            **({"quantization_config": quantisation} if recipe.method == "qlora" and not published else {}),
         )
     except torch.OutOfMemoryError as error:
         raise TrainingFailed(
@@ -90,7 +93,7 @@ def load(recipe: Recipe, base: Base) -> Any:
         ) from error
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise ModelInvalid(f"base model {recipe.base_model.id} cannot be loaded: {error}") from error
-    _keep_weights_as_quantised(model)
+    _settle_quantised(model, compute)
     _forget_longer_batches(model)
     model.config.use_cache = False
     model.requires_grad_(False)
@@ -104,15 +107,31 @@ def load(recipe: Recipe, base: Base) -> Any:
         ) from error
 
 
-def _keep_weights_as_quantised(model: Any) -> None:
-    """Stop bitsandbytes from repacking 4-bit weights at the first evaluation.
+def _is_published_quantised(recipe: Recipe, base: Base) -> bool:
+    """Whether the weights are in 4 bits already. Raises ModelInvalid when they cannot be trained so."""
+    try:
+        config = json.loads((base.folder / "config.json").read_bytes())
+    except (OSError, ValueError):
+        return False  # whoever loads it says what is wrong
+    if not isinstance(config, dict):
+        return False
+    if (refused := refuse_quantised(config, recipe.method, model=recipe.base_model.id)) is not None:
+        raise refused
+    return is_quantised(config)
 
-    On CPUs with AVX512-BF16 it converts them for an inference kernel that rounds to bf16, and training goes on with the
-    converted ones: a run that evaluated and one that has not yet would compute different losses.
+
+def _settle_quantised(model: Any, compute: torch.dtype) -> None:
+    """Let nothing but the weights' codes decide what 4-bit weights compute.
+
+    A model that was published in 4 bits names the types of whoever published it, fp16 perhaps, which overflows. And on
+    CPUs with AVX512-BF16 bitsandbytes repacks weights at the first evaluation, for an inference kernel that rounds to
+    bf16, and training goes on with those: a run that evaluated and one that has not yet would compute different losses.
     """
     for module in model.modules():
         if isinstance(module, Linear4bit):
             module.support_avx512bf16_for_cpu = False
+            module.compute_dtype, module.compute_type_is_set = compute, True
+            module.weight.quant_state.dtype = compute
 
 
 def _forget_longer_batches(model: Any) -> None:

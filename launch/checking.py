@@ -15,6 +15,7 @@ from typing import Final
 
 from job.contract.check import Check, Problem
 from job.contract.errors import FtjobError, ModelInvalid
+from job.contract.quantised import refuse_quantised
 from job.contract.recipe import Recipe
 from job.contract.supervision import ShownRow, Supervised
 from job.dataset.examine import shared_by_split, shared_rows
@@ -168,6 +169,10 @@ def _of_model(recipe: Recipe, model: ModelFacts | None, failure: FtjobError | No
     if refused is not None:
         yield Problem(code="model", severity="error", file="", message=refused.message, hint=refused.hint)
     config = model.config if model is not None else ""
+    if not isinstance(config, str) and (
+        quantised := refuse_quantised(config, recipe.method, model=recipe.base_model.id)
+    ):
+        yield Problem(code="model", severity="error", file="", message=quantised.message, hint=quantised.hint)
     leak = leak_of(config) if recipe.training.packing and not isinstance(config, str) else None
     if leak is not None:
         yield Problem(

@@ -16,6 +16,7 @@ import pytest
 import torch
 from bitsandbytes.nn import Linear4bit, Params4bit
 from safetensors import safe_open
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from job.contract.errors import Damaged, ModelInvalid
 from job.contract.recipe import BaseModelRef
@@ -40,6 +41,7 @@ from job.train import Rows, Training
 from job.weights import Base, locate
 from tests.job.stack import adapted, bits, row, same_tensors, tiny_recipe
 
+NF4 = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
 DORA = {"rank": 4, "alpha": 8, "dora": True}
 
 
@@ -181,6 +183,33 @@ def test_qlora_quantises_every_linear_layer_but_the_head_and_lora_none(base: Bas
     assert len(quantised) == 2 * 7
     assert all(m.weight.quant_type == "nf4" and m.weight.compress_statistics for m in quantised)
     assert not [m for m in load(tiny_recipe(method="lora"), base).modules() if isinstance(m, Linear4bit)]
+
+
+def test_a_model_that_was_published_in_4_bits_computes_what_it_does_when_they_are_made_here(
+    base: Base, copy: Path, tmp_path: Path
+) -> None:
+    """Whatever types its publisher computed in: fp16 overflows."""
+    logits = []
+    for how in (None, BitsAndBytesConfig(load_in_4bit=True, **NF4, bnb_4bit_compute_dtype=torch.float16)):
+        published = AutoModelForCausalLM.from_pretrained(base.folder, quantization_config=how, dtype=torch.float16)
+        published.save_pretrained(copy)
+        recipe = tiny_recipe(base_model={"id": str(copy)})
+        model = load(recipe, locate(recipe.base_model, tmp_path))
+        with torch.no_grad():
+            logits.append(model(input_ids=torch.arange(24).reshape(2, 12)).logits)
+    assert logits[0].dtype == torch.float32
+    assert torch.equal(*logits)
+
+
+@pytest.mark.parametrize("kind", ["fp8", "bitsandbytes"])
+@pytest.mark.parametrize("method", ["lora", "qlora"])
+def test_a_model_that_is_published_as_codes_is_refused(copy: Path, tmp_path: Path, kind: str, method: str) -> None:
+    config = json.loads((copy / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": kind, "load_in_8bit": True}
+    (copy / "config.json").write_text(json.dumps(config))
+    recipe = tiny_recipe(base_model={"id": str(copy)}, method=method)
+    with pytest.raises(ModelInvalid, match="published quantised"):
+        load(recipe, locate(recipe.base_model, tmp_path))
 
 
 def test_the_seed_alone_decides_the_fresh_adapter(base: Base) -> None:

@@ -247,6 +247,19 @@ def test_packing_that_would_let_rows_see_each_other_is_refused(tmp_path: Path, p
     assert all(p.hint == "set training.packing to false" for p in found.errors)
 
 
+@pytest.mark.parametrize(("kind", "method"), [("fp8", "qlora"), ("fp8", "lora"), ("bitsandbytes", "lora")])
+def test_a_model_that_is_published_as_codes_is_refused_on_the_laptop(tmp_path: Path, kind: str, method: str) -> None:
+    said = {"quantization_config": {"quant_method": kind, "load_in_4bit": True}}
+    config = json.loads(small_model()["config.json"]) | said
+    path = make_recipe(tmp_path / "r", base_model={"id": "../model"}, method=method)
+    write_small_model(tmp_path / "model", **{"config.json": json.dumps(config).encode()})
+    found, code = check_json(path)
+    assert code == 2
+    assert [p.code for p in found.errors] == ["model"]
+    assert "published" in found.errors[0].message
+    assert "the model that it was made from" in found.errors[0].hint
+
+
 def test_a_launch_is_refused_for_the_base_model_too(tmp_path: Path) -> None:
     config = json.loads(small_model()["config.json"]) | {"model_type": "mamba"}
     path = make_recipe(tmp_path / "r", base_model={"id": "../model"})
