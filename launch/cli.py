@@ -387,7 +387,7 @@ def schema() -> None:
     """The JSON Schema of recipes, for editors that complete and check: "$schema": "./recipe.schema.json"."""
     import json
 
-    from launch.commands import recipe_schema
+    from launch.recipe_file import recipe_schema
 
     click.echo(json.dumps(recipe_schema(), indent=2, ensure_ascii=False))
 

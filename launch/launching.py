@@ -13,7 +13,7 @@ from typing import Final
 from job.contract.budget import Budget
 from job.contract.environ import JobEnviron
 from job.contract.errors import BadInput
-from job.contract.recipe import TINY_MODEL, read_recipe
+from job.contract.recipe import TINY_MODEL
 from job.contract.records import RunRecord, utc
 from job.contract.submission import Offer
 from job.storage import Store, open_store
@@ -28,6 +28,7 @@ from launch.plan import Plan, Upload, shares_files
 from launch.precision import check_precision, refuse_without_gpu, with_fp8
 from launch.prices import Policy
 from launch.quote import Quote, make_quote, refusal
+from launch.recipe_file import read_recipe
 from launch.resolve import Resolved, commit_of, resolve
 from launch.runs import RunReader
 from launch.spending import budget_for

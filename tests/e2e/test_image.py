@@ -24,10 +24,10 @@ from job.contract.environ import JobEnviron
 from job.contract.layout import RunLayout
 from job.contract.outcome import EXIT_CODES, Outcome
 from job.contract.passport import Passport
-from job.contract.recipe import read_recipe
 from job.contract.records import AdapterManifest, AttemptEnd
 from job.storage import open_store
 from launch.begin import new_record
+from launch.recipe_file import read_recipe
 from launch.resolve import resolve
 from tests.e2e.containers import BASE, Containers, PipSettings, install
 from tests.machine import require_disposable_machine

@@ -103,7 +103,7 @@ class Desk:
 
     def create(self, run_id: str) -> RunRecord:
         """A run that exists and was not submitted."""
-        from job.contract.recipe import read_recipe
+        from launch.recipe_file import read_recipe
 
         resolved = resolve(
             read_recipe(self.recipe), folder=self.recipe.parent, bucket=self.settings.bucket, cache=shared_cache()

@@ -16,7 +16,6 @@ from click.testing import CliRunner, Result
 
 from job.contract.check import Check
 from job.contract.errors import DatasetInvalid, ModelInvalid
-from job.contract.recipe import read_recipe
 from job.contract.records import RunRecord
 from job.contract.supervision import ShownRow, Token
 from job.storage import open_store
@@ -24,6 +23,7 @@ from job.tiny import CHAT_TEMPLATE
 from launch.checking import THOROUGH_BYTES
 from launch.cli import cli
 from launch.facts import TINY_CONTROL_TOKENS
+from launch.recipe_file import read_recipe
 from launch.render_check import row_text
 from launch.resolve import resolve
 from tests.hubserver import HubServer
