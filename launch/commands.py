@@ -21,7 +21,7 @@ from launch.backend import Backend
 from launch.chaos import Chaos, run_chaos
 from launch.checking import Checked, check_recipe
 from launch.fetch import Fetched, fetch, read_adapter
-from launch.follow import LOCAL_SECONDS, REMOTE_SECONDS, Interrupts, wait_until_stopped
+from launch.follow import Interrupts, seconds_between_looks, wait_until_stopped
 from launch.here import Elsewhere, Here
 from launch.hub import Hub
 from launch.launching import read
@@ -60,7 +60,7 @@ def cancel_run(store: Store, run_id: str, backend: Backend) -> RunView:
     else:
         click.echo("nothing of it runs here", err=True)
         return RunReader(store, run_id, backend).poll(datetime.now(UTC)).view
-    every = LOCAL_SECONDS if store.uri.startswith("file:") else REMOTE_SECONDS
+    every = seconds_between_looks(store)
     return wait_until_stopped(RunReader(store, run_id, backend), every=every, patience=CANCEL_PATIENCE_SECONDS)
 
 
