@@ -22,7 +22,7 @@ from launch.deadline import Choice, check_deadline
 from launch.displays import LiveDisplay, PlainDisplay
 from launch.follow import Interrupts, follow, seconds_between_looks
 from launch.here import Here
-from launch.launching import Prepared, Wish, prepare, start
+from launch.launching import Prepared, prepare, start
 from launch.plan import Plan
 from launch.prices import Policy
 from launch.runs import Poll, RunReader
@@ -30,6 +30,7 @@ from launch.stopping import stop_run
 from launch.switching import Course, course_of
 from launch.task import as_yaml
 from launch.view import Facts, RunView, exit_code_of, view_of
+from launch.wish import Wish
 
 
 def launch_run(

@@ -17,8 +17,8 @@ from launch.answer import has_colours, print_answer
 
 if TYPE_CHECKING:
     from launch.here import Here
-    from launch.launching import Wish
     from launch.view import Left, RunView
+    from launch.wish import Wish
 
 EXIT_ERROR: Final = 1
 EXIT_BAD_INPUT: Final = 2
@@ -143,8 +143,8 @@ def shopping_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _wish(**asked: Any) -> Wish:
-    from launch.launching import Wish
     from launch.prices import Policy
+    from launch.wish import Wish
 
     return Wish(**asked | {"policy": Policy(asked["policy"])})
 
