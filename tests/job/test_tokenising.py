@@ -15,7 +15,8 @@ import pytest
 
 from job.contract.supervision import Ask, Said, Supervised
 from job.dataset.reader import LineNumber, Message, Row
-from job.dataset.render import RenderedRow, split, tokens_digest
+from job.dataset.render import RenderedRow
+from job.dataset.split import split, tokens_digest
 from job.supervise import answer, examples
 from job.tiny import write_tiny_model
 from job.tokenising import (
