@@ -205,7 +205,11 @@ def test_what_launcher_and_job_share_loads_without_the_training_stack_and_boto3(
 
 
 @pytest.mark.parametrize(
-    "name", ["job.checkpoints", "job.notice", "job.metadata", "job.weights", "job.hub", "job.bucket"]
+    "name",
+    [
+        *["job.checkpoints", "job.notice", "job.metadata", "job.weights", "job.hub", "job.bucket"],
+        *["job.grace", "job.ending", "job.attempt"],
+    ],
 )
 def test_saving_stopping_and_downloading_need_no_training_stack(name: str) -> None:
     done = import_without({*HEAVY, "boto3", "botocore", "sky"}, name)
