@@ -208,7 +208,7 @@ def test_what_launcher_and_job_share_loads_without_the_training_stack_and_boto3(
     "name",
     [
         *["job.checkpoints", "job.notice", "job.metadata", "job.weights", "job.hub", "job.bucket"],
-        *["job.grace", "job.ending", "job.attempt"],
+        *["job.download", "job.grace", "job.ending", "job.attempt"],
     ],
 )
 def test_saving_stopping_and_downloading_need_no_training_stack(name: str) -> None:
