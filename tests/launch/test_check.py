@@ -27,7 +27,8 @@ from launch.recipe_file import read_recipe
 from launch.render_check import row_text
 from launch.resolve import resolve
 from tests.hubserver import HubServer
-from tests.launch.kit import Desk, make_recipe, shared_cache, small_model, wait_for, write_small_model
+from tests.launch.kit import Desk, make_recipe, shared_cache, small_model, write_small_model
+from tests.watching import wait_for
 
 ROOT = Path(__file__).parents[2]
 GOOD = {"messages": [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}]}
