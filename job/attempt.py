@@ -12,7 +12,7 @@ from job import checkpoints, sealed, spool
 from job.ceiling import Ceiling
 from job.claim import claim_next, is_published, read_run
 from job.contract.environ import JobEnviron
-from job.contract.errors import BadInput, FtjobError, Unreachable
+from job.contract.errors import FtjobError
 from job.contract.identity import check_resumable
 from job.contract.layout import CheckpointName, RunLayout
 from job.contract.metrics import Committed, Restored
@@ -20,7 +20,7 @@ from job.contract.outcome import EXIT_CODES, Outcome
 from job.contract.records import AttemptClaim, DatasetDigest, RunRecord
 from job.dataset.source import fetch_dataset
 from job.deliver import Delivery
-from job.ending import Ending, record_end
+from job.ending import Ending, ending_of, record_end
 from job.grace import Grace
 from job.journal import Journal, now
 from job.logs import bind, get_logger
@@ -112,12 +112,8 @@ class Attempt:
             return Ending(Outcome.OUT_OF_BUDGET, why, self._more_budget())
         except _NoticeGiven:
             return Ending(Outcome.PREEMPTED, f"stopped by {self._notice.reason}; nothing was left unsaved")
-        except Unreachable as error:
-            return Ending(Outcome.PREEMPTED, error.message, error.hint)
-        except BadInput as error:
-            return Ending(Outcome.BAD_INPUT, error.message, error.hint)
         except FtjobError as error:
-            return Ending(Outcome.FAILED, error.message, error.hint)
+            return ending_of(error)
         except OSError as error:  # this machine's disk, mostly: another attempt may find it free again
             trouble = translate_os_error(error, str(self._workdir))
             return Ending(Outcome.PREEMPTED, trouble.message, trouble.hint)

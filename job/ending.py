@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass
 from typing import Final
 
-from job.contract.errors import StorageError
+from job.contract.errors import BadInput, FtjobError, StorageError, Unreachable
 from job.contract.layout import RunLayout
 from job.contract.outcome import Outcome
 from job.contract.records import AttemptClaim, AttemptEnd
@@ -28,6 +28,18 @@ class Ending:
     message: str
     hint: str = ""
     step: int = 0
+
+
+def ending_of(error: FtjobError) -> Ending:
+    """How an error ends an attempt."""
+    match error:
+        case BadInput():
+            outcome = Outcome.BAD_INPUT
+        case Unreachable():
+            outcome = Outcome.PREEMPTED  # another attempt may find what this one could not reach
+        case _:
+            outcome = Outcome.FAILED
+    return Ending(outcome, error.message, error.hint)
 
 
 def record_end(

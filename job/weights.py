@@ -40,8 +40,7 @@ class Base:
     @property
     def digest(self) -> str:
         """Sha256 over the names and digests of all files."""
-        listed = json.dumps({name: digest.sha256 for name, digest in self.files.items()}, sort_keys=True)
-        return hashlib.sha256(listed.encode()).hexdigest()
+        return self.digest_of(*self.files)
 
     @property
     def chat_template_digest(self) -> str:
