@@ -32,9 +32,9 @@ def main() -> int:
     from job import logs
     from job.attempt import Attempt
     from job.contract.environ import JobEnviron
-    from job.contract.errors import BadInput, FtjobError, Unreachable
-    from job.contract.outcome import EXIT_CODES, Outcome
-    from job.ending import Ending
+    from job.contract.errors import FtjobError
+    from job.contract.outcome import EXIT_CODES
+    from job.ending import ending_of
     from job.metadata import cloud_named, watch
 
     logs.configure(quiet=lambda: notice.unanswered)  # no printing before an emergency save
@@ -48,12 +48,8 @@ def main() -> int:
         if cloud is not None:
             watch(cloud, notice)
         ending = Attempt(environ, notice).live()
-    except BadInput as error:
-        ending = Ending(Outcome.BAD_INPUT, error.message, error.hint)
-    except Unreachable as error:
-        ending = Ending(Outcome.PREEMPTED, error.message, error.hint)
     except FtjobError as error:
-        ending = Ending(Outcome.FAILED, error.message, error.hint)
+        ending = ending_of(error)
     notice.answer()
     log.info("job.ended", outcome=ending.outcome.value, message=ending.message, hint=ending.hint, step=ending.step)
     return EXIT_CODES[ending.outcome]

@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-import math
 import os
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from job import checkpoints, sealed, spool
 from job.ceiling import Ceiling
 from job.claim import claim_next, is_published, read_run
 from job.contract.environ import JobEnviron
-from job.contract.errors import (
-    BadInput,
-    FtjobError,
-    StorageError,
-    Unreachable,
-)
+from job.contract.errors import FtjobError
 from job.contract.identity import check_resumable
 from job.contract.layout import CheckpointName, RunLayout
 from job.contract.metrics import Committed, Restored
 from job.contract.outcome import EXIT_CODES, Outcome
-from job.contract.records import AttemptClaim, AttemptEnd, DatasetDigest, RunRecord
+from job.contract.records import AttemptClaim, DatasetDigest, RunRecord
 from job.dataset.source import fetch_dataset
 from job.deliver import Delivery
-from job.ending import Ending
+from job.ending import Ending, ending_of, record_end
+from job.grace import Grace
 from job.journal import Journal, now
 from job.logs import bind, get_logger
 from job.notice import Notice
@@ -44,10 +38,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_LAST_WORDS: Final = 0.2
-"""Part of the grace that is kept for the end record."""
-_LOOK_SECONDS: Final = 0.1
-
 
 class _BudgetSpent(Exception):
     """Not even landing can be paid for."""
@@ -63,6 +53,7 @@ class Attempt:
     def __init__(self, environ: JobEnviron, notice: Notice, *, store: Store | None = None) -> None:
         self._environ = environ
         self._notice = notice
+        self._grace = Grace(notice, environ.grace_seconds)
         self._workdir = Path(environ.workdir)
         self._store = open_store(environ.bucket) if store is None else store
         self._layout = RunLayout(environ.run_id)
@@ -95,7 +86,7 @@ class Attempt:
             stop.set()
             if self._ceiling is not None:
                 self._ceiling.close()
-            self._record_end(claim, ending, journal)
+            record_end(self._store, self._layout, claim, ending, journal, grace=self._grace)
         return ending
 
     def _one_too_many(self, claim: AttemptClaim) -> Ending | None:
@@ -121,12 +112,8 @@ class Attempt:
             return Ending(Outcome.OUT_OF_BUDGET, why, self._more_budget())
         except _NoticeGiven:
             return Ending(Outcome.PREEMPTED, f"stopped by {self._notice.reason}; nothing was left unsaved")
-        except Unreachable as error:
-            return Ending(Outcome.PREEMPTED, error.message, error.hint)
-        except BadInput as error:
-            return Ending(Outcome.BAD_INPUT, error.message, error.hint)
         except FtjobError as error:
-            return Ending(Outcome.FAILED, error.message, error.hint)
+            return ending_of(error)
         except OSError as error:  # this machine's disk, mostly: another attempt may find it free again
             trouble = translate_os_error(error, str(self._workdir))
             return Ending(Outcome.PREEMPTED, trouble.message, trouble.hint)
@@ -181,7 +168,8 @@ class Attempt:
             # Money flows and the main thread may hang: what is committed stays, and nothing else is waited for.
             get_logger().error("budget.stopped_hard", why=why)
             ending = Ending(Outcome.OUT_OF_BUDGET, f"{why}: stopped in the middle", self._more_budget())
-            self._record_end(claim, ending, journal, patience=_LAST_WORDS * self._environ.grace_seconds)
+            patience = self._grace.last_words
+            record_end(self._store, self._layout, claim, ending, journal, grace=self._grace, patience=patience)
             os._exit(EXIT_CODES[Outcome.OUT_OF_BUDGET])
 
         return Ceiling(self._store, self._layout, claim, elapsed=lambda: journal.elapsed, stop=stop)
@@ -263,8 +251,7 @@ class Attempt:
     def _train(
         self, record: RunRecord, loaded: Loaded, claim: AttemptClaim, journal: Journal, uploads: spool.Spool
     ) -> Ending | None:
-        """Train to the end (None), to the budget's end, or to a notice: then everything done is saved within the grace,
-        before a word."""
+        """Train to the end (None), to the budget's end, or to a notice."""
         from job.callbacks import Steering
 
         training = loaded.training
@@ -293,9 +280,12 @@ class Attempt:
             return self._delivery(record, loaded, claim, journal, uploads).land(
                 self._ceiling.why if self._ceiling else "", self._more_budget()
             )
-        saved = uploads.flush(self._time_to_save())
+        return self._answer_notice(training.progress.step, uploads)
+
+    def _answer_notice(self, step: int, uploads: spool.Spool) -> Ending:
+        """Save everything within the grace, before a word; then say what became of it."""
+        saved = uploads.flush(self._grace.time_to_save())
         seconds = round(time.monotonic() - self._notice.at, 2)
-        step = training.progress.step
         self._notice.answer()
         get_logger().info(
             "notice.answered",
@@ -311,17 +301,6 @@ class Attempt:
         else:
             how = f"what was done since the last checkpoint could not be saved: {uploads.trouble}"
         return Ending(Outcome.PREEMPTED, f"stopped by {self._notice.reason} at step {step}; {how}", step=step)
-
-    def _left(self) -> float:
-        """Seconds until this process may be killed; without end before a notice."""
-        if not self._notice.given:
-            return math.inf
-        grace = max(self._environ.grace_seconds, self._notice.grace_seconds)
-        return max(self._notice.at + grace - time.monotonic(), 0.0)
-
-    def _time_to_save(self) -> float:
-        """The same, less what it takes to say how it ended."""
-        return max(self._left() - _LAST_WORDS * self._environ.grace_seconds, 0.0)
 
     def _note_commit(self, commit: spool.Commit, journal: Journal) -> None:
         self._upload_seconds = commit.seconds
@@ -351,32 +330,5 @@ class Attempt:
             journal=journal,
             uploads=uploads,
             insist=self._insist,
-            time_to_save=self._time_to_save,
+            time_to_save=self._grace.time_to_save,
         )
-
-    def _record_end(self, claim: AttemptClaim, ending: Ending, journal: Journal, *, patience: float = math.inf) -> None:
-        """Say how it ended. Waits no longer than this process has, and not beyond `patience` seconds."""
-        until = time.monotonic() + patience
-        end = AttemptEnd(
-            attempt=claim.attempt,
-            nonce=claim.nonce,
-            ended_at=now(),
-            outcome=ending.outcome,
-            step=ending.step,
-            message=ending.message,
-            hint=ending.hint,
-            elapsed=journal.elapsed,
-        )
-
-        def record() -> None:
-            try:
-                journal.flush()
-                self._store.put_new(self._layout.end(claim.attempt), end.to_bytes())
-            except StorageError as error:  # the exit code says it too, and the records do without
-                get_logger().warning("attempt.end_not_recorded", error=str(error))
-
-        # In a thread, since a network that does not answer must not hold this process beyond its grace.
-        recording = threading.Thread(target=record, name="end", daemon=True)
-        recording.start()
-        while recording.is_alive() and self._left() and time.monotonic() < until:
-            recording.join(_LOOK_SECONDS)

@@ -14,8 +14,8 @@ from job.contract.errors import ModelInvalid, NotFound
 from job.contract.layout import Key
 from job.contract.recipe import BaseModelRef
 from job.contract.records import FileDigest, utc
+from job.download import Remote
 from job.storage import Progress, open_store
-from job.weights import Remote
 
 _KNOWN: Final = ".ftjob-known.json"
 

@@ -22,9 +22,9 @@ from job.contract.base_model import HUB, hub_refusal, is_commit, model_files
 from job.contract.errors import FtjobError, ModelInvalid, Unreachable
 from job.contract.recipe import BaseModelRef
 from job.contract.records import FileDigest
+from job.download import Remote
 from job.storage import Progress
 from job.storage.store import translate_os_error
-from job.weights import Remote
 
 _SILENCE_SECONDS: Final = 30.0
 

@@ -15,7 +15,7 @@ from job.contract.base_model import TOKENIZER_FILES
 from job.contract.environ import JobEnviron
 from job.contract.passport import BaseModelPassport, Chosen, DatasetPassport, Passport
 from job.contract.records import CheckpointManifest, Identity, RunRecord
-from job.dataset.render import tokens_digest
+from job.dataset.split import tokens_digest
 from job.journal import now
 from job.memory import loading
 from job.model import check_gpu, hardware, load_tokenizer, parameters

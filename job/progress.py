@@ -31,6 +31,11 @@ class Progress(Record):
     losses: tuple[StepLoss, ...] = ()
     epochs: tuple[EpochResult, ...] = ()
 
+    @property
+    def best_is_earlier(self) -> bool:
+        """Whether the best epoch's weights are others than this step's."""
+        return self.best is not None and self.best.step != self.step
+
     def stepped(self, *, step: int, epoch: float, loss: float, trained_tokens: int) -> Progress:
         """After one more optimizer step."""
         return self.model_copy(

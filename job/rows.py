@@ -18,7 +18,8 @@ from job.contract.records import DatasetDigest, RunRecord
 from job.dataset.control import control_tokens
 from job.dataset.examine import Examination, examine, shared_rows
 from job.dataset.reader import Row, read_rows
-from job.dataset.render import RenderedRow, split, tokens_digest
+from job.dataset.render import RenderedRow
+from job.dataset.split import split, tokens_digest
 from job.logs import get_logger
 from job.passport import versions
 from job.tokenising import Refusal, Rendering, processes_for, render_rows

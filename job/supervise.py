@@ -26,7 +26,8 @@ from job.contract.recipe import TINY_MODEL
 from job.contract.supervision import MOST_EXAMPLES, Answer, Ask, Said, ShownRow, Supervised, Token
 from job.dataset.reader import LineRefused, Row, read_line
 from job.dataset.refused import RowRefused
-from job.dataset.render import Renderer, split, tokens_digest
+from job.dataset.render import Renderer
+from job.dataset.split import split, tokens_digest
 from job.tokenising import Measured, Refusal, Rendering, measure_rows, processes_for, without_torch
 
 PROGRESS_BYTES: Final = 500_000

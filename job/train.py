@@ -5,8 +5,7 @@ What stock TRL does not do, and this does (each found by comparing adapters byte
   - an evaluation moves no random state;
   - the order of the rows is a function of (seed, epoch);
   - a checkpoint is taken after the step is logged and, at an epoch's end, after the evaluation; an epoch that was
-    trained but not evaluated says so, and is evaluated first thing after the resume;
-  - nothing in a checkpoint is a path, or a pickle.
+    trained but not evaluated says so, and is evaluated first thing after the resume.
 
 Before the first step of an attempt the costliest batch is rehearsed (job/rehearsal.py).
 """
@@ -17,7 +16,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, TrainerCallback, TrainerState
@@ -32,13 +31,11 @@ from job.isolation import prove_isolation
 from job.logs import get_logger
 from job.memory import footprint, out_of_memory_is, taken
 from job.model import (
-    ADAPTER_WEIGHTS,
     AdapterState,
     adapter_config,
     adapter_state,
     parameters,
     raise_adapter_to_fp32,
-    read_adapter,
     set_adapter,
     write_adapter,
 )
@@ -48,12 +45,10 @@ from job.randomness import random_state
 from job.rehearsal import costliest_drawn, costliest_in_order, rehearse
 from job.rows import Rows as Rows
 from job.shortage import STATE_BYTES, out_of_memory
+from job.snapshot import Snapshot, read_best, read_progress, read_state, read_weights
 from job.speed import set_reproducible, speed_up
-from job.tensors import freeze, load_tree, write_tensors
-from job.trainer import STATE, ExactTrainer, arguments
-
-PROGRESS: Final = "progress.json"
-BEST: Final = Path("best") / ADAPTER_WEIGHTS
+from job.tensors import freeze
+from job.trainer import ExactTrainer, arguments
 
 Accelerate = Callable[..., FastModel | None]
 """As job.speed.speed_up."""
@@ -121,12 +116,10 @@ class Training:
 
     def restore(self, folder: Path) -> None:
         """Take up a verified checkpoint's files. Optimizer, schedule and random state follow when `run` starts."""
-        self.progress = Progress.from_bytes((folder / PROGRESS).read_bytes(), name=str(folder / PROGRESS))
-        set_adapter(self.model, read_adapter(folder / ADAPTER_WEIGHTS))
+        self.progress = read_progress(folder)
+        set_adapter(self.model, read_weights(folder))
         self._restored = folder
-        if self.progress.best is not None:
-            own = self.progress.best.step == self.progress.step
-            self._best = read_adapter(folder / (ADAPTER_WEIGHTS if own else BEST))
+        self._best = read_best(folder, self.progress)
 
     def run(self, steering: Steering) -> None:
         """Train until the run is finished or a notice stops it; `progress.finished` tells which.
@@ -206,26 +199,14 @@ class Training:
         self._best = adapter_state(self.model)
 
     def snapshot(self) -> Callable[[Path], None]:
-        """Copy the training's state aside, now; the function returned writes it to a folder, later and elsewhere.
-
-        Files: the adapter (PEFT's own two), training_state.{safetensors,json} (optimizer, schedule, random state),
-        progress.json, and best/ when the best epoch is an earlier one. All that `restore` and `run` need, and nothing
-        of another checkpoint.
-        """
-        adapter, config = adapter_state(self.model), adapter_config(self.model, self.recipe)
-        state = freeze(self._state())
-        progress = self.progress
-        best = self._best if progress.best is not None and progress.best.step != progress.step else None
-
-        def write(folder: Path) -> None:
-            write_adapter(adapter, config, folder)
-            state.save(folder / STATE)
-            if best is not None:
-                (folder / BEST).parent.mkdir()
-                write_tensors(best, folder / BEST)
-            (folder / PROGRESS).write_bytes(progress.to_bytes())
-
-        return write
+        """Copy the training's state aside, now; the function returned writes it to a folder, later and elsewhere."""
+        return Snapshot(
+            adapter=adapter_state(self.model),
+            config=adapter_config(self.model, self.recipe),
+            state=freeze(self._state()),
+            progress=self.progress,
+            best=self._best if self.progress.best_is_earlier else None,
+        ).write
 
     def write_chosen(self, folder: Path, *, as_it_is: bool = False) -> None:
         """Write the adapter that is delivered: the best epoch's, or the last step's.
@@ -245,8 +226,7 @@ class Training:
             # An epoch is closed before the trainer started: they are still as the checkpoint has them.
             if self._restored is None:
                 raise AssertionError("a training that never started has nothing to save")
-            state: dict[str, Any] = load_tree(self._restored / STATE)
-            return state
+            return read_state(self._restored)
         return {"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict(), "random": random_state()}
 
     def take_meter(self) -> Metered:
@@ -310,7 +290,7 @@ class Training:
         state.save_to_json(str(folder / "trainer_state.json"))
 
     def load_optimizer_and_scheduler(self, folder: Path) -> None:
-        state = load_tree(folder / STATE)
+        state = read_state(folder)
         self._trainer.optimizer.load_state_dict(state["optimizer"])
         self._trainer.lr_scheduler.load_state_dict(state["scheduler"])
 

@@ -18,10 +18,8 @@ from job.fast.model import FastModel
 from job.model import hardware
 from job.randomness import set_random_state
 from job.shortage import Batch
-from job.tensors import load_tree
+from job.snapshot import read_state
 from job.utilisation import utilisation
-
-STATE: Final = "training_state"
 
 _OPTIMIZERS: Final = {"adamw": "adamw_torch", "adamw_8bit": "adamw_8bit", "paged_adamw_8bit": "paged_adamw_8bit"}
 _FUSED: Final = "adamw_torch_fused"
@@ -124,7 +122,7 @@ class ExactTrainer(SFTTrainer):  # type: ignore[misc]
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
-            set_random_state(load_tree(Path(checkpoint) / STATE)["random"])
+            set_random_state(read_state(Path(checkpoint))["random"])
 
 
 def _listed(rows: tuple[int, ...]) -> str:

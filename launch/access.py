@@ -5,14 +5,17 @@ gets to it.
 from __future__ import annotations
 
 import contextlib
+import os
 import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from job.contract.errors import AccessRefused, AlreadyExists, BadInput, Garbled, NotFound, StorageError
 from job.contract.layout import PROBES, Key
+from job.contract.records import RunRecord, utc
 from job.storage import S3Store, Store
 from job.storage.s3_account import Credentials, effective_variables, find_credentials
-
-__all__ = ["Credentials", "check_bucket", "job_credentials", "job_variables"]
+from launch.hub import Hub
 
 
 def check_bucket(store: Store) -> None:
@@ -63,6 +66,44 @@ def job_variables() -> dict[str, str]:
         return effective_variables()
     except AccessRefused as error:
         raise BadInput(error.message, hint=error.hint) from error
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a job elsewhere gets along. The values of secrets are printed nowhere."""
+
+    secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
+    variables: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    """Warnings about the secrets."""
+
+
+def given_to_the_job(record: RunRecord, store: Store) -> Given:
+    """What a job elsewhere needs to reach buckets and hub.
+
+    Raises:
+        BadInput: as `job_credentials` and `job_variables`.
+    """
+    secret: dict[str, str] = {}
+    notes: tuple[str, ...] = ()
+    variables: dict[str, str] = {}
+    places = (store.uri, record.train.uri, record.recipe.base_model.id)
+    if any(place.startswith("s3://") for place in places):
+        credentials = job_credentials()
+        secret |= credentials.variables
+        variables = job_variables()
+        if credentials.are_temporary:
+            end = utc(credentials.expires_at) if credentials.expires_at else "a time that nobody tells"
+            notes = (
+                f"the credentials for S3 end at {end}: a run that is not over by then stops; "
+                "long-lived ones, of a user of its own, do not",
+            )
+    if "HF_ENDPOINT" in os.environ:
+        variables = variables | {"HF_ENDPOINT": os.environ["HF_ENDPOINT"]}
+    token = Hub.of(os.environ).token if record.recipe.base_model.is_on_hub else None
+    if token:
+        secret["HF_TOKEN"] = token
+    return Given(secret, variables, notes)
 
 
 def _create_and_read(store: Store, key: Key) -> None:

@@ -15,12 +15,14 @@ from job.contract.records import RunRecord
 from job.contract.status import BackendState, Status
 from job.storage import Store
 from launch import render, render_plan
+from launch.answer import print_answer
 from launch.backend import Backend, Described
 from launch.cloud import CloudBackend
 from launch.deadline import Choice, check_deadline
-from launch.follow import LOCAL_SECONDS, REMOTE_SECONDS, Interrupts, follow
+from launch.displays import LiveDisplay, PlainDisplay
+from launch.follow import Interrupts, follow, seconds_between_looks
 from launch.here import Here
-from launch.launching import Prepared, Wish, prepare, start
+from launch.launching import Prepared, prepare, start
 from launch.plan import Plan
 from launch.prices import Policy
 from launch.runs import Poll, RunReader
@@ -28,6 +30,7 @@ from launch.stopping import stop_run
 from launch.switching import Course, course_of
 from launch.task import as_yaml
 from launch.view import Facts, RunView, exit_code_of, view_of
+from launch.wish import Wish
 
 
 def launch_run(
@@ -99,10 +102,7 @@ def plan_run(prepared: Prepared, *, show_task: bool, as_json: bool) -> int:
     Raises:
         BadInput: the quote speaks against it.
     """
-    if as_json:
-        click.echo(render.as_json(prepared.plan))
-    else:
-        click.echo(render_plan.plan_text(prepared.plan))
+    print_answer(render.as_json(prepared.plan) if as_json else render_plan.plan_text(prepared.plan))
     if show_task:
         click.echo(_task_text(prepared), err=as_json)
     if prepared.refused is not None:
@@ -159,10 +159,9 @@ def stay(
 
     console = Console(stderr=True)
     reader = RunReader(store, record.run_id, backend)
-    every = LOCAL_SECONDS if store.uri.startswith("file:") else REMOTE_SECONDS
-    live = render.LiveDisplay(console) if console.is_terminal else None
+    live = LiveDisplay(console) if console.is_terminal else None
     with live or nullcontext():
-        display = live or render.PlainDisplay(console)
+        display = live or PlainDisplay(console)
 
         def stop() -> None:
             try:
@@ -170,14 +169,13 @@ def stay(
             except FtjobError as error:
                 display.say(f"the run could not be stopped: {error.message}")
 
-        return follow(reader, stop, display, interrupts, every=every, cancels=cancels, leave_now=leave_now)
+        return follow(
+            reader, stop, display, interrupts, every=seconds_between_looks(store), cancels=cancels, leave_now=leave_now
+        )
 
 
 def _answer(view: RunView, *, as_json: bool) -> None:
-    if as_json:
-        click.echo(render.as_json(view))
-    else:
-        Console().print(render.summary_text(view), soft_wrap=True, highlight=False)
+    print_answer(render.as_json(view) if as_json else render.summary_text(view))
     if view.status in (Status.CANCELLED, Status.INTERRUPTED):
         where = f"at step {view.last_commit.step}" if view.last_commit else "at its start"
         click.echo(f"the run stands {where}; go on with: ftjob launch --run {view.run_id}", err=True)

@@ -13,18 +13,16 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from job.contract.errors import BadInput, FtjobError
+from launch.answer import has_colours, print_answer
 
 if TYPE_CHECKING:
     from launch.here import Here
-    from launch.launching import Wish
     from launch.view import Left, RunView
+    from launch.wish import Wish
 
 EXIT_ERROR: Final = 1
 EXIT_BAD_INPUT: Final = 2
 EXIT_INTERRUPTED: Final = 130  # 128 + SIGINT, as shells have it
-
-PIPE_COLUMNS: Final = 500
-"""Width of a table that no terminal bounds."""
 
 EPILOG: Final = """\b
 Exit codes of a launch that was watched to its end:
@@ -88,39 +86,17 @@ def _here() -> Here:
     return Here(settings, click.get_current_context().obj or open_backend)
 
 
-def _print(answer: Any) -> None:
-    """Print a text or something that rich draws."""
-    if isinstance(answer, str):
-        click.echo(answer)
-        return
-    from rich.console import Console
-
-    console = Console()
-    if not console.is_terminal:
-        console.width = PIPE_COLUMNS
-    # soft_wrap: a uri that is cut in two by a line end cannot be copied.
-    console.print(answer, soft_wrap=True, highlight=False)
-
-
-def _has_colours() -> bool:
-    """Whether what is printed keeps its colours: in a terminal that has them, of a person who wants them."""
-    from rich.console import Console
-
-    console = Console()
-    return console.is_terminal and console.color_system is not None and not console.no_color
-
-
 def _print_view(view: RunView, left: Left | None, *, as_json: bool) -> None:
     """A run, and what is left of it when it is over."""
     from launch import render
 
     if as_json:
-        _print(render.as_json(view.model_copy(update={"left": left})))
+        print_answer(render.as_json(view.model_copy(update={"left": left})))
         return
     text = render.view_text(view)
     if left is not None:
         text.append(render.left_text(left))
-    _print(text)
+    print_answer(text)
 
 
 # ----------------------------------------------------------------------------------------------------------- launch
@@ -167,8 +143,8 @@ def shopping_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _wish(**asked: Any) -> Wish:
-    from launch.launching import Wish
     from launch.prices import Policy
+    from launch.wish import Wish
 
     return Wish(**asked | {"policy": Policy(asked["policy"])})
 
@@ -237,9 +213,9 @@ def check(recipe: Path, show: int | None, problems: int, as_json: bool) -> None:
 
     written, found = check_of(_here(), recipe, shown=problems, show=show or 0)
     if as_json:
-        _print(render.as_json(found.check))
+        print_answer(render.as_json(found.check))
     else:
-        _print(check_text(found.check, written, found.shown, colours=_has_colours()))
+        print_answer(check_text(found.check, written, found.shown, colours=has_colours()))
     click.get_current_context().exit(EXIT_BAD_INPUT if found.check.errors else 0)
 
 
@@ -316,9 +292,9 @@ def list_(bucket: str | None, as_json: bool) -> None:
 
     views = views_of_buckets(_here(), bucket)
     if as_json:
-        _print(render.as_json(views))
+        print_answer(render.as_json(views))
     elif views:
-        _print(render.list_table(views))
+        print_answer(render.list_table(views))
     else:
         click.echo("no runs yet", err=True)
 
@@ -351,7 +327,7 @@ def receipt(run: str, bucket: str | None, as_json: bool) -> None:
     from launch.render_receipt import receipt_table
 
     found = receipt_of_run(_here(), run, bucket)
-    _print(render.as_json(found) if as_json else receipt_table(found))
+    print_answer(render.as_json(found) if as_json else receipt_table(found))
 
 
 @cli.command(epilog="\b\nExamples:\n  ftjob cancel my-run\n")
@@ -379,7 +355,7 @@ def fetch(run: str, directory: Path | None, bucket: str | None, as_json: bool) -
     from launch.commands import fetch_run
 
     fetched = fetch_run(_here().store(run, bucket), run, directory or Path(f"{run}-adapter"))
-    _print(render.as_json(fetched) if as_json else render.fetched_text(fetched))
+    print_answer(render.as_json(fetched) if as_json else render.fetched_text(fetched))
 
 
 @cli.command(epilog="\b\nExamples:\n  ftjob schema > recipe.schema.json\n")
@@ -387,7 +363,7 @@ def schema() -> None:
     """The JSON Schema of recipes, for editors that complete and check: "$schema": "./recipe.schema.json"."""
     import json
 
-    from launch.commands import recipe_schema
+    from launch.recipe_file import recipe_schema
 
     click.echo(json.dumps(recipe_schema(), indent=2, ensure_ascii=False))
 
@@ -414,9 +390,10 @@ def chaos(recipe: Path, kills: int, seed: int, keep: bool, as_json: bool) -> Non
     """Prove that RECIPE resumes exactly: run it untouched, run it again under kills, compare every byte."""
     from launch import render
     from launch.commands import chaos_run
+    from launch.render_certificate import certificate_text
 
     found = chaos_run(_here(), recipe, kills=kills, seed=seed, keep=keep)
-    _print(render.as_json(found) if as_json else render.certificate_text(found))
+    print_answer(render.as_json(found) if as_json else certificate_text(found))
     click.get_current_context().exit(0 if found.certificate.clean else EXIT_ERROR)
 
 

@@ -8,24 +8,25 @@ import shutil
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import click
 
 from job.contract.errors import BadInput, FtjobError, RunUnknown, StorageError
 from job.contract.receipt import Receipt
-from job.contract.recipe import Recipe, read_recipe
+from job.contract.recipe import Recipe
 from job.storage import Store
 from launch.attended import stay
 from launch.backend import Backend
 from launch.chaos import Chaos, run_chaos
 from launch.checking import Checked, check_recipe
 from launch.fetch import Fetched, fetch, read_adapter
-from launch.follow import LOCAL_SECONDS, REMOTE_SECONDS, Interrupts, wait_until_stopped
+from launch.follow import Interrupts, seconds_between_looks, wait_until_stopped
 from launch.here import Elsewhere, Here
 from launch.hub import Hub
 from launch.launching import read
 from launch.left import left_of
+from launch.recipe_file import read_recipe
 from launch.runs import RunReader, list_runs, read_run
 from launch.stopping import stop_run
 from launch.transfer import transfer_bar
@@ -59,7 +60,7 @@ def cancel_run(store: Store, run_id: str, backend: Backend) -> RunView:
     else:
         click.echo("nothing of it runs here", err=True)
         return RunReader(store, run_id, backend).poll(datetime.now(UTC)).view
-    every = LOCAL_SECONDS if store.uri.startswith("file:") else REMOTE_SECONDS
+    every = seconds_between_looks(store)
     return wait_until_stopped(RunReader(store, run_id, backend), every=every, patience=CANCEL_PATIENCE_SECONDS)
 
 
@@ -179,13 +180,3 @@ def chaos_run(here: Here, recipe: Path, *, kills: int, seed: int, keep: bool) ->
         shutil.rmtree(folder, ignore_errors=True)
         return found.model_copy(update={"folder": None})
     return found
-
-
-def recipe_schema() -> dict[str, Any]:
-    """The JSON Schema of a recipe, as editors want it."""
-    schema = Recipe.model_json_schema()
-    # A recipe may name its schema, and a closed object would refuse that key.
-    schema["properties"] = {"$schema": {"type": "string"}, **schema["properties"]}
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "ftjob recipe"} | {
-        key: value for key, value in schema.items() if key != "title"
-    }

@@ -11,13 +11,14 @@ from typing import Any, Final, Protocol, Self
 
 from job.contract.errors import FtjobError, StorageError
 from job.contract.status import BackendState
+from job.storage import Store
 from launch.runs import Poll, RunReader
 from launch.view import RunView
 
 OVERSPENT_SECONDS: Final = 60.0
 """For how long a job may take to notice by itself that its budget is spent."""
-LOCAL_SECONDS: Final = 0.25
-REMOTE_SECONDS: Final = 2.0
+_LOCAL_SECONDS: Final = 0.25
+_REMOTE_SECONDS: Final = 2.0
 """Between two looks: a look at an s3:// bucket costs some five requests."""
 _ENDING_SECONDS: Final = 30.0
 """How long the processes of a run that is over may take to go away."""
@@ -51,6 +52,11 @@ class Interrupts:
 
     def _note(self, _number: int, _frame: FrameType | None) -> None:
         self.count += 1
+
+
+def seconds_between_looks(store: Store) -> float:
+    """At a run in this bucket."""
+    return _LOCAL_SECONDS if store.uri.startswith("file:") else _REMOTE_SECONDS
 
 
 def follow(

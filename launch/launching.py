@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,64 +12,26 @@ from typing import Final
 from job.contract.budget import Budget
 from job.contract.environ import JobEnviron
 from job.contract.errors import BadInput
-from job.contract.recipe import TINY_MODEL, read_recipe
-from job.contract.records import RunRecord, utc
-from job.contract.submission import Offer
+from job.contract.recipe import TINY_MODEL
+from job.contract.records import RunRecord
 from job.storage import Store, open_store
-from launch.access import check_bucket, job_credentials, job_variables
-from launch.backend import DEFAULT_MAX_RESTARTS, Backend, Shopping
+from launch.access import Given, check_bucket, given_to_the_job
+from launch.backend import Backend, Shopping
 from launch.begin import create_run, new_record, new_run_id, submit_run, take_up
-from launch.cloud import CloudBackend
-from launch.here import Elsewhere, Here
-from launch.hub import Hub
+from launch.here import Here
 from launch.local import LocalBackend
 from launch.plan import Plan, Upload, shares_files
-from launch.precision import check_precision, refuse_without_gpu, with_fp8
-from launch.prices import Policy
-from launch.quote import Quote, make_quote, refusal
+from launch.precision import check_precision, with_precision
+from launch.quoted import with_quote
+from launch.recipe_file import read_recipe
 from launch.resolve import Resolved, commit_of, resolve
-from launch.runs import RunReader
-from launch.spending import budget_for
+from launch.spending import budget_and_spent
 from launch.upload import into_bucket, put_dataset
 from launch.visible import visible
+from launch.wish import Wish
 
 _WARNINGS: Final = 3
 """Of a check, that a plan tells: one of each kind."""
-
-
-@dataclass(frozen=True)
-class Wish:
-    """What a person asks for."""
-
-    recipe: Path | None = None
-    run_id: str | None = None
-    """A run to go on with."""
-    name: str | None = None
-    """Of a new run."""
-    infra: str | None = None
-    gpu: str | None = None
-    region: str | None = None
-    policy: Policy = Policy.SPOT
-    image: str | None = None
-    budget: str | None = None
-    """Dollars: "40", or "+20"."""
-    by: str | None = None
-    bucket: str | None = None
-    anyway: bool = False
-    """Launch although the quote speaks against it."""
-    max_restarts: int = DEFAULT_MAX_RESTARTS
-
-    @property
-    def backend(self) -> str:
-        """This machine, unless something else is named or a GPU is to be bought."""
-        local = self.infra == LocalBackend.name or (self.infra is None and self.gpu is None)
-        return LocalBackend.name if local else CloudBackend.name
-
-    @property
-    def clouds(self) -> tuple[str, ...]:
-        if self.infra is None or self.backend == LocalBackend.name:
-            return ()
-        return tuple(dict.fromkeys(part.strip().lower() for part in self.infra.split(",") if part.strip()))
 
 
 @dataclass(frozen=True)
@@ -100,48 +61,26 @@ def prepare(here: Here, wish: Wish, *, for_launch: bool) -> Prepared:
     backend = here.backend(here.settings, wish.backend)
     backend.check_ready()
     resolved = read(wish.recipe, here, wish.bucket, anyway=wish.anyway) if wish.recipe is not None else None
-    if wish.run_id is not None:
-        store = here.store(wish.run_id, wish.bucket)
-        asked = here.who_describes(wish.run_id, store)
-        record = take_up(here.settings.home, store, wish.run_id, asked, given=resolved, recipe_name=str(wish.recipe))
-    elif wish.recipe is not None and resolved is not None:
-        now = datetime.now(UTC)
-        run_id = wish.name or new_run_id(wish.recipe.stem, now=now, token=secrets.token_hex(2))
-        record, store = new_record(resolved, run_id=run_id, now=now), open_store(resolved.bucket)
-    else:
-        raise BadInput("nothing to launch", hint="name a RECIPE, or a run with --run RUN")
+    record, store = _run_of(here, wish, resolved)
     uploads: tuple[Upload, ...] = ()
     if wish.backend != LocalBackend.name and not shares_files(wish.clouds) and wish.run_id is None:
         record, uploads = into_bucket(record, store)
-    budget, spent = _budget(record, store, wish)
-    _check_precision(record, resolved)
+    budget, spent = budget_and_spent(record, store, wish)
+    model, longest = (resolved.model, resolved.lengths[0].longest) if resolved is not None else (None, None)
+    check_precision(record.recipe, model, longest=longest)
     if for_launch:
         check_bucket(store)
-    given, notes, variables = _given_to_the_job(record, store) if wish.backend != LocalBackend.name else ({}, (), {})
-    if shares_files(wish.clouds) and not here.settings.slurm_secrets:
-        given, notes = {}, ()
-    shopping = Shopping(
-        gpu=wish.gpu,
-        clouds=wish.clouds,
-        region=wish.region,
-        policy=wish.policy,
-        image=wish.image,
-        budget=budget,
-        enabled_only=for_launch,
-        variables=variables,
-        secrets=tuple(given),
-    )
+    given = _given(here, wish, record, store)
     plan = backend.plan(
         record,
         bucket=store.uri,
-        shopping=shopping,
+        shopping=_shopping(wish, budget, given, enabled_only=for_launch),
         max_restarts=wish.max_restarts,
         base_bytes=_base_bytes(record, resolved),
     )
-    plan = _with_precision(plan)
-    if resolved is not None:
-        notes = (*notes, *_said_of_check(resolved), *filter(None, [resolved.base_model.caveat]))
-    plan = plan.model_copy(update={"notes": (*plan.notes, *notes), "uploads": uploads, "spent_usd": spent})
+    plan = with_precision(plan, own_gpu=_has_own_gpu(plan))
+    notes = (*plan.notes, *given.notes, *(_notes_of(resolved) if resolved is not None else ()))
+    plan = plan.model_copy(update={"notes": notes, "uploads": uploads, "spent_usd": spent})
     refused = None
     if resolved is not None and not _has_own_gpu(plan):
         plan, refused = with_quote(plan, resolved, here)
@@ -154,7 +93,7 @@ def prepare(here: Here, wish: Wish, *, for_launch: bool) -> Prepared:
         refused=None if wish.anyway else refused,
         environ=backend.environ(record, bucket=store.uri, git_commit=commit),
         is_new=wish.run_id is None,
-        secrets=given,
+        secrets=given.secrets,
     )
 
 
@@ -179,60 +118,51 @@ def start(here: Here, prepared: Prepared) -> None:
     )
 
 
-def _too_little_here(plan: Plan, quote: Quote, left: float | None) -> BadInput | None:
-    """The same for this machine, of which the quote knows the hours and not the price."""
-    price = plan.chosen.usd_per_hour if plan.chosen is not None and not plan.buys else None
-    if left is None or price is None or quote.chosen.seconds is None:
-        return None
-    expected = quote.chosen.seconds.p50 / 3600 * price
-    if expected <= left:
-        return None
-    return BadInput(
-        f"${left:.2f} will not do: the run is expected to cost ${expected:.2f} (p50) here",
-        hint=f"--budget {expected * 1.5:.2f}, or --anyway: it lands when the budget ends, and more of it goes on",
+def _run_of(here: Here, wish: Wish, resolved: Resolved | None) -> tuple[RunRecord, Store]:
+    """The record of the run to go on with, or of a new one, and the bucket that it lives in.
+
+    Raises:
+        BadInput: neither is named, or as `take_up`.
+    """
+    if wish.run_id is not None:
+        store = here.store(wish.run_id, wish.bucket)
+        asked = here.who_describes(wish.run_id, store)
+        taken = take_up(here.settings.home, store, wish.run_id, asked, given=resolved, recipe_name=str(wish.recipe))
+        return taken, store
+    if wish.recipe is None or resolved is None:
+        raise BadInput("nothing to launch", hint="name a RECIPE, or a run with --run RUN")
+    now = datetime.now(UTC)
+    run_id = wish.name or new_run_id(wish.recipe.stem, now=now, token=secrets.token_hex(2))
+    return new_record(resolved, run_id=run_id, now=now), open_store(resolved.bucket)
+
+
+def _given(here: Here, wish: Wish, record: RunRecord, store: Store) -> Given:
+    """What travels with the job: nothing to this machine, and no secrets to a Slurm where others could see them."""
+    if wish.backend == LocalBackend.name:
+        return Given()
+    given = given_to_the_job(record, store)
+    if shares_files(wish.clouds) and not here.settings.slurm_secrets:
+        return Given(variables=given.variables)
+    return given
+
+
+def _shopping(wish: Wish, budget: Budget, given: Given, *, enabled_only: bool) -> Shopping:
+    return Shopping(
+        gpu=wish.gpu,
+        clouds=wish.clouds,
+        region=wish.region,
+        policy=wish.policy,
+        image=wish.image,
+        budget=budget,
+        enabled_only=enabled_only,
+        variables=given.variables,
+        secrets=tuple(given.secrets),
     )
 
 
 def _has_own_gpu(plan: Plan) -> bool:
     """Whether the job would run on a GPU of this machine, of which the quote knows nothing."""
     return not plan.buys and Path("/dev/nvidia0").exists()
-
-
-def _check_precision(record: RunRecord, resolved: Resolved | None) -> None:
-    if resolved is None:
-        check_precision(record.recipe, None)
-    else:
-        check_precision(record.recipe, resolved.model, longest=resolved.lengths[0].longest)
-
-
-def _with_precision(plan: Plan) -> Plan:
-    """The plan without places whose GPU cannot do what the recipe asks for. Raises BadInput where none can."""
-    if not plan.buys:
-        if not _has_own_gpu(plan):
-            refuse_without_gpu(plan.recipe)
-        return plan
-    places, notes = with_fp8(plan.recipe, plan.places)
-    return plan.model_copy(update={"places": places, "notes": (*plan.notes, *notes)})
-
-
-def with_quote(plan: Plan, resolved: Resolved, here: Here) -> tuple[Plan, BadInput | None]:
-    """The plan with what it is expected to take; and why it will not fit into the GPU's memory, or into the budget.
-
-    Fallbacks whose memory is too small are left out: to be offered them would be no help.
-    """
-    offers: tuple[Offer | None, ...] = plan.offers if plan.buys else (None,)
-    quote = make_quote(plan.recipe, resolved.facts, offers, threads=here.settings.threads)
-    left = None if plan.budget.max_usd is None else plan.budget.max_usd - plan.spent_usd
-    refused = refusal(quote, max_usd=left) or _too_little_here(plan, quote, left)
-    notes = plan.notes if refused is None else (*plan.notes, refused.message)
-    fits = [index for index, each in enumerate(quote.offers) if not index or each.memory.verdict != "does not fit"]
-    if dropped := len(quote.offers) - len(fits):
-        notes = (*notes, f"{dropped} fallbacks are left out: their GPU's memory is too small")
-    kept = {
-        "places": tuple(plan.places[index] for index in fits),
-        "quote": quote.model_copy(update={"offers": tuple(quote.offers[index] for index in fits)}),
-    }
-    return plan.model_copy(update={**kept, "notes": notes}), refused
 
 
 def read(path: Path, here: Here, bucket: str | None, *, anyway: bool = False) -> Resolved:
@@ -249,8 +179,8 @@ def read(path: Path, here: Here, bucket: str | None, *, anyway: bool = False) ->
     return resolve(recipe, folder=folder, bucket=settings.bucket, cache=settings.cache, anyway=anyway)
 
 
-def _said_of_check(resolved: Resolved) -> list[str]:
-    """The warnings of a check, and what was not checked."""
+def _notes_of(resolved: Resolved) -> list[str]:
+    """The warnings of a check, what was not checked, and what is to be known of the base model."""
     check = resolved.check
     warnings = [problem for problem in check.problems if problem.severity == "warning"]
     first = list({problem.code: problem for problem in reversed(warnings)}.values())[::-1]
@@ -260,27 +190,9 @@ def _said_of_check(resolved: Resolved) -> list[str]:
         notes.append(f"{count:,} warnings of the check: `ftjob check RECIPE` shows all of them, and what they mean")
     if check.not_checked:
         notes.append(check.not_checked)
+    if resolved.base_model.caveat:
+        notes.append(resolved.base_model.caveat)
     return notes
-
-
-def _budget(record: RunRecord, store: Store, wish: Wish) -> tuple[Budget, float]:
-    """What the run may cost, as said now, else as its last submission said, else as its recipe says; and what it has
-    cost.
-
-    Raises:
-        BadInput: it is used up.
-    """
-    now, base = datetime.now(UTC), record.recipe.budget
-    if wish.run_id is None:
-        return budget_for(base, dollars=wish.budget, by=wish.by, now=now), 0.0
-    view = RunReader(store, record.run_id, Elsewhere("")).poll(now).view
-    budget = budget_for(view.budget, dollars=wish.budget, by=wish.by, now=now)
-    if budget.max_usd is not None and view.spent_usd is not None and view.spent_usd >= budget.max_usd:
-        raise BadInput(
-            f"run {record.run_id} has spent ${view.spent_usd:.2f} of its ${budget.max_usd:.2f}",
-            hint="--budget +20 allows so much more",
-        )
-    return budget, view.spent_usd or 0.0
 
 
 def _base_bytes(record: RunRecord, resolved: Resolved | None) -> int | None:
@@ -288,27 +200,3 @@ def _base_bytes(record: RunRecord, resolved: Resolved | None) -> int | None:
     if record.recipe.base_model.id == TINY_MODEL:
         return 0
     return (resolved.base_model.bytes or None) if resolved else None
-
-
-def _given_to_the_job(record: RunRecord, store: Store) -> tuple[dict[str, str], tuple[str, ...], dict[str, str]]:
-    """What a job elsewhere needs to reach buckets and hub: secrets, warnings about them, and plain variables."""
-    given: dict[str, str] = {}
-    notes: tuple[str, ...] = ()
-    variables: dict[str, str] = {}
-    places = (store.uri, record.train.uri, record.recipe.base_model.id)
-    if any(place.startswith("s3://") for place in places):
-        credentials = job_credentials()
-        given |= credentials.variables
-        variables = job_variables()
-        if credentials.are_temporary:
-            end = utc(credentials.expires_at) if credentials.expires_at else "a time that nobody tells"
-            notes = (
-                f"the credentials for S3 end at {end}: a run that is not over by then stops; "
-                "long-lived ones, of a user of its own, do not",
-            )
-    if "HF_ENDPOINT" in os.environ:
-        variables = variables | {"HF_ENDPOINT": os.environ["HF_ENDPOINT"]}
-    token = Hub.of(os.environ).token if record.recipe.base_model.is_on_hub else None
-    if token:
-        given["HF_TOKEN"] = token
-    return given, notes, variables

@@ -12,7 +12,7 @@ from job.contract.recipe import Recipe
 from launch.cards import lacks_fp8
 from launch.facts import ModelFacts
 from launch.fast_path import why_plain, why_plain_of
-from launch.plan import Place
+from launch.plan import Place, Plan
 from launch.shape import Shape
 
 _BF16 = 'set training.precision to "bf16"'
@@ -40,6 +40,23 @@ def check_precision(recipe: Recipe, model: ModelFacts | None, *, longest: int | 
         raise BadInput(f'training.precision "fp8" cannot be had: {reason}', hint=f"{_BF16}, or {_instead(reason)}")
 
 
+def with_precision(plan: Plan, *, own_gpu: bool) -> Plan:
+    """The plan without places whose GPU cannot do what the recipe asks for.
+
+    Args:
+        own_gpu: whether a job on this machine has a GPU.
+
+    Raises:
+        BadInput: none can.
+    """
+    if plan.buys:
+        places, notes = with_fp8(plan.recipe, plan.places)
+        return plan.model_copy(update={"places": places, "notes": (*plan.notes, *notes)})
+    if not own_gpu:
+        _refuse_without_gpu(plan.recipe)
+    return plan
+
+
 def with_fp8(recipe: Recipe, places: Sequence[Place]) -> tuple[tuple[Place, ...], tuple[str, ...]]:
     """The places whose GPUs have the recipe's precision; and what was left out. GPUs that nobody knows are kept.
 
@@ -58,14 +75,14 @@ def with_fp8(recipe: Recipe, places: Sequence[Place]) -> tuple[tuple[Place, ...]
     return found, (f"{', '.join(without)} is left out: it does not multiply in fp8",) if without else ()
 
 
-def refuse_without_gpu(recipe: Recipe) -> None:
+def _instead(reason: str) -> str:
+    return "lora.dora to false" if reason == "DoRA" else "choose a base model or target_modules of Llama's layers"
+
+
+def _refuse_without_gpu(recipe: Recipe) -> None:
     """Raises BadInput for a recipe that a CPU cannot train."""
     if recipe.training.precision == "fp8":
         raise BadInput(
             'this machine has no GPU, and training.precision is "fp8"',
             hint=f"name one to rent, such as --gpu H100; or {_BF16}",
         )
-
-
-def _instead(reason: str) -> str:
-    return "lora.dora to false" if reason == "DoRA" else "choose a base model or target_modules of Llama's layers"

@@ -3,35 +3,24 @@
 from __future__ import annotations
 
 import json
-import time
-from collections import Counter
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from pydantic import BaseModel
-from rich.console import Console, Group
-from rich.live import Live
-from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from job.contract.metrics import Committed, Evaluated, MetricLine, Published, Restored, Step
 from job.contract.recipe import TINY_MODEL
 from job.contract.records import utc
 from job.contract.status import Status
 from job.dataset.source import local_path
 from job.logs import mask
-from launch.chaos import Chaos
 from launch.fetch import Fetched
-from launch.runs import Poll
 from launch.view import Commit, Left, RunView
 
-STEP_LINE_SECONDS: Final = 2.0
-"""Between two plain lines about steps: a log of a long run stays readable."""
-
-_COLOURS: Final = {
+COLOURS: Final = {
     Status.PENDING: "cyan",
     Status.RUNNING: "green",
     Status.RECOVERING: "yellow",
@@ -63,12 +52,12 @@ def view_text(view: RunView) -> Text:
     """Everything about a run, a fact a line."""
     text = Text()
     text.append(f"{view.run_id}  ")
-    text.append(view.status.value, style=_COLOURS[view.status])
+    text.append(view.status.value, style=COLOURS[view.status])
     rows = [
         ("", view.message),
         ("hint", view.hint),
         ("progress", progress_line(view)),
-        ("last commit", _commit_line(view.last_commit) if view.last_commit else "none yet"),
+        ("last commit", commit_line(view.last_commit) if view.last_commit else "none yet"),
         ("bucket", view.bucket),
         ("spent", _spent(view)),
         ("adapter", view.adapter or "none yet"),
@@ -121,7 +110,8 @@ def progress_line(view: RunView) -> str:
     return " · ".join(part for part in parts if part)
 
 
-def _commit_line(commit: Commit) -> str:
+def commit_line(commit: Commit) -> str:
+    """Which step the last commit is of, its age, and whether that is alarming."""
     warning = " - old: is the bucket out of reach?" if commit.is_old else ""
     return f"step {commit.step}, {duration(commit.age_seconds)} ago{warning}"
 
@@ -136,7 +126,7 @@ def list_table(views: Sequence[RunView]) -> Table:
     for view in views:
         table.add_row(
             Text(view.run_id),
-            Text(view.status.value, style=_COLOURS[view.status]),
+            Text(view.status.value, style=COLOURS[view.status]),
             f"{view.created_at.astimezone(UTC):%Y-%m-%d %H:%M}" if view.created_at else "",
             str(len(view.attempts)),
             Text(view.base_model or ""),
@@ -180,26 +170,6 @@ def load_text(folder: Path, base_model: str, revision: str | None) -> str:
     )
 
 
-def certificate_text(found: Chaos) -> Text:
-    """The resume certificate."""
-    moments = ", ".join(f"{count} at {moment}" for moment, count in Counter(k.moment for k in found.kills).items())
-    signals = ", ".join(f"{count} {name}" for name, count in Counter(k.signal for k in found.kills).items())
-    text = Text()
-    text.append("resume certificate\n", style="bold")
-    text.append(f"  kills     {len(found.kills)} of {found.planned}: {moments or 'none'} ({signals or 'none'})\n")
-    text.append(f"  attempts  {found.attempts}, {found.steps} steps, {found.steps_repeated} of them repeated\n")
-    text.append(f"  time      {duration(found.seconds_untouched)} untouched, {duration(found.seconds_killed)} killed\n")
-    for check in found.certificate.checks:
-        mark, style = ("ok   ", "green") if check.holds else ("FAIL ", "bold red")
-        text.append(f"  {mark}", style=style)
-        text.append(f"{check.claim}: {check.found}\n")
-    verdict = "clean: the killed run is the untouched run" if found.certificate.clean else "NOT clean"
-    text.append(verdict, style="bold green" if found.certificate.clean else "bold red")
-    if found.folder:
-        text.append(f"\nboth runs are in {found.folder}")
-    return text
-
-
 def log_line(line: str) -> str:
     """A line of a log for people; what is not JSON, a traceback say, stays as it is. Secrets are masked."""
     try:
@@ -211,103 +181,3 @@ def log_line(line: str) -> str:
     told = {key: value for key, value in event.items() if key not in ("at", "event", "level", "run_id")}
     rest = " ".join(f"{k}={v if isinstance(v, str | int | float) else json.dumps(v)}" for k, v in mask(told).items())
     return f"{str(event.get('at', ''))[:19]} {event.get('level', ''):<7} {mask(event['event'])} {rest}".rstrip()
-
-
-class PlainDisplay:
-    """Lines, one an event: for files, pipes and CI."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._status: Status | None = None
-        self._phase: str | None = None
-        self._last_step_line = float("-inf")
-
-    def show(self, poll: Poll) -> None:
-        view = poll.view
-        steps = [index for index, (_, line) in enumerate(poll.news) if isinstance(line, Step)]
-        for index, (attempt, line) in enumerate(poll.news):
-            if isinstance(line, Step):
-                done = view.total_steps is not None and line.step >= view.total_steps
-                # Of the steps of one look only the newest is told, and not too often; the last one always.
-                if not done and (index != steps[-1] or time.monotonic() - self._last_step_line < STEP_LINE_SECONDS):
-                    continue
-                self._last_step_line = time.monotonic()
-            if text := _news_line(attempt, line, view):
-                self.say(text, at=line.at)
-        if view.status is not self._status:
-            self._status = view.status
-            self.say(f"{view.status.value}{f': {view.message}' if view.message else ''}")
-
-        if view.phase not in (None, self._phase):
-            self._phase = view.phase
-            self.say(f"attempt {view.attempt}: {view.phase}")
-
-    def say(self, text: str, *, at: datetime | None = None) -> None:
-        moment = (at or datetime.now(UTC)).strftime("%H:%M:%S")
-        self._console.print(f"{moment} {text}", markup=False, highlight=False, soft_wrap=True)
-
-
-def _news_line(attempt: int, line: MetricLine, view: RunView) -> str:
-    match line:
-        case Restored(checkpoint=None):
-            return f"attempt {attempt}: starts at step 0 of {line.total_steps}"
-        case Restored():
-            return f"attempt {attempt}: goes on from {line.checkpoint} of {line.total_steps} steps"
-        case Step():
-            speed = f" · {line.tokens / line.seconds:,.0f} tokens/s" if line.seconds > 0 else ""
-            mfu = f" · MFU {line.mfu:.0%}" if line.mfu is not None else ""
-            memory = f" · {line.memory_bytes / 2**30:.1f} GiB" if line.memory_bytes is not None else ""
-            eta = f" · ETA {duration(view.eta_seconds)}" if view.eta_seconds else ""
-            return (
-                f"epoch {line.epoch:.2f}/{view.epochs} · step {line.step}/{view.total_steps or '?'} · "
-                f"loss {line.loss:.4f}{speed}{mfu}{memory}{eta}"
-            )
-        case Evaluated():
-            return f"epoch {line.epoch} evaluated: held-out loss {line.held_out_loss:.4f}"
-        case Committed():
-            return f"committed {line.checkpoint} ({line.size:,} bytes; training waited {line.blocking_seconds:.2f} s)"
-        case Published():
-            return f"published the adapter of step {line.step}"
-        case _:
-            return ""
-
-
-class LiveDisplay:
-    """A picture that is redrawn, on a terminal; what happened, steps aside, stays above it."""
-
-    def __init__(self, console: Console) -> None:
-        self._live = Live(console=console, transient=True, auto_refresh=False)
-
-    def __enter__(self) -> LiveDisplay:
-        self._live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._live.stop()
-
-    def show(self, poll: Poll) -> None:
-        for attempt, line in poll.news:
-            if not isinstance(line, Step) and (text := _news_line(attempt, line, poll.view)):
-                self._live.console.print(Text(f"{line.at:%H:%M:%S} {text}", style="dim"))
-        self._live.update(live_picture(poll.view), refresh=True)
-
-    def say(self, text: str) -> None:
-        self._live.console.print(Text(text, style="yellow"))
-
-
-def live_picture(view: RunView) -> Group:
-    """The picture of a run that goes on."""
-    head = Text(f"{view.run_id}  ")
-    head.append(view.status.value, style=_COLOURS[view.status])
-    lines: list[Any] = [head]
-    if view.total_steps and view.step is not None:
-        bar = Table.grid()  # a bar by itself does not end its line
-        bar.add_row(ProgressBar(total=view.total_steps, completed=view.step, width=60))
-        lines.append(bar)
-    lines.append(Text(progress_line(view)))
-    if view.last_commit is not None:
-        style = "bold yellow" if view.last_commit.is_old else ""
-        lines.append(Text(f"last commit: {_commit_line(view.last_commit)}", style=style))
-    if view.message:
-        lines.append(Text(view.message, style="yellow"))
-    return Group(*lines)

@@ -12,7 +12,7 @@ from job.contract.recipe import TINY_MODEL, Recipe
 from job.contract.supervision import MOST_EXAMPLES, Answer, Ask, ShownRow, Supervised
 from job.dataset.examine import Examination, examine
 from job.dataset.problems import FEW_ROWS
-from job.dataset.render import split
+from job.dataset.split import split
 from launch.facts import ModelFacts
 from launch.histogram import histogram
 from launch.steps import Lengths, work_of

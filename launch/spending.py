@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
-from datetime import datetime
+from datetime import UTC, datetime
 
 from job.contract.budget import Budget
 from job.contract.errors import BadInput
-from job.contract.records import utc
+from job.contract.records import RunRecord, utc
+from job.storage import Store
+from launch.here import Elsewhere
+from launch.runs import RunReader
+from launch.wish import Wish
 
 _DOLLARS = re.compile(r"(\+)?\$?([0-9]+(?:\.[0-9]+)?)")
 
@@ -30,6 +34,26 @@ def budget_for(base: Budget, *, dollars: str | None, by: str | None, now: dateti
     if base.deadline is not None and base.deadline <= now:
         raise BadInput(f"the deadline {utc(base.deadline)} is over", hint="--by names another")
     return base
+
+
+def budget_and_spent(record: RunRecord, store: Store, wish: Wish) -> tuple[Budget, float]:
+    """What the run may cost, as said now, else as its last submission said, else as its recipe says; and what it has
+    cost.
+
+    Raises:
+        BadInput: it is used up; or as `budget_for`.
+    """
+    now, base = datetime.now(UTC), record.recipe.budget
+    if wish.run_id is None:
+        return budget_for(base, dollars=wish.budget, by=wish.by, now=now), 0.0
+    view = RunReader(store, record.run_id, Elsewhere("")).poll(now).view
+    budget = budget_for(view.budget, dollars=wish.budget, by=wish.by, now=now)
+    if budget.max_usd is not None and view.spent_usd is not None and view.spent_usd >= budget.max_usd:
+        raise BadInput(
+            f"run {record.run_id} has spent ${view.spent_usd:.2f} of its ${budget.max_usd:.2f}",
+            hint="--budget +20 allows so much more",
+        )
+    return budget, view.spent_usd or 0.0
 
 
 def _dollars(text: str, holds: float | None) -> float:

@@ -144,7 +144,7 @@ def _sequences(recipe: Recipe, cut: Sequence[int]) -> list[int]:
 
 
 def _split(cut: list[int], share: float, seed: int) -> tuple[list[int], list[int]]:
-    """As job.dataset.render.split chooses: a test holds it to that."""
+    """As job.dataset.split.split chooses: a test holds it to that."""
     if len(cut) < 2:
         return cut, []
     count = min(max(1, round(len(cut) * share)), len(cut) - 1)

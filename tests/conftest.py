@@ -8,6 +8,7 @@ import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -15,6 +16,9 @@ from tests.ceph import Ceph, install_ceph
 from tests.hubserver import HubServer
 from tests.machine import require_disposable_machine
 from tests.s3server import S3Server, cloudless
+
+if TYPE_CHECKING:
+    from tests.job.running import Zygote
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -101,3 +105,13 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub-cache"))
     yield server
     server.close()
+
+
+@pytest.fixture(scope="module")
+def zygote() -> Iterator[Zygote]:
+    """What forks attempts, once for all tests of a module."""
+    from tests.job.running import Zygote
+
+    made = Zygote()
+    yield made
+    made.close()

@@ -112,6 +112,7 @@ def test_the_contract_imports_itself_pydantic_and_the_standard_library() -> None
 def test_the_contract_can_do_nothing() -> None:
     assert crossings(modules("job/contract"), lambda name: is_within(name, NOT_PURE)) == []
     calls = {"now", "today", "utcnow", "getenv", "open", "print"}
+    calls |= {"read_text", "read_bytes", "write_text", "write_bytes"}
     for path in modules("job/contract"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call):
@@ -204,7 +205,11 @@ def test_what_launcher_and_job_share_loads_without_the_training_stack_and_boto3(
 
 
 @pytest.mark.parametrize(
-    "name", ["job.checkpoints", "job.notice", "job.metadata", "job.weights", "job.hub", "job.bucket"]
+    "name",
+    [
+        *["job.checkpoints", "job.notice", "job.metadata", "job.weights", "job.hub", "job.bucket"],
+        *["job.download", "job.grace", "job.ending", "job.attempt"],
+    ],
 )
 def test_saving_stopping_and_downloading_need_no_training_stack(name: str) -> None:
     done = import_without({*HEAVY, "boto3", "botocore", "sky"}, name)

@@ -7,8 +7,8 @@ import re
 from pathlib import Path
 
 from job.contract.outcome import EXIT_CODES
-from job.contract.recipe import parse_recipe, read_recipe
 from launch.cli import cli
+from launch.recipe_file import parse_recipe, read_recipe
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

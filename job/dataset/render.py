@@ -8,16 +8,15 @@ in its rendering, and verified (job/dataset/template.py).
 from __future__ import annotations
 
 import hashlib
-import random
 import sys
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Final, NamedTuple, Protocol, TypeVar
+from typing import Any, Final, NamedTuple
 
-from job.contract.errors import DatasetInvalid, ModelInvalid
+from job.contract.errors import ModelInvalid
 from job.dataset.reader import LineNumber, Message, Row
 from job.dataset.refused import RowRefused
 from job.dataset.template import TODAY, ChatTemplate, Spoken, Tokenizer
@@ -42,8 +41,6 @@ _WARNINGS: Final = {
         "begin answers without newlines; where the template itself opens <think>, give every answer reasoning",
     ),
 }
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -282,35 +279,3 @@ class Renderer:
             "only: it would be trained to write on",
             hint="use the -Instruct variant, or name the end of the turn in eos_token_id of generation_config.json",
         )
-
-
-def split(rows: Sequence[T], *, held_out: float, seed: int) -> tuple[list[T], list[T]]:
-    """(train, held-out): the fraction `held_out` of the rows, at least one of each, chosen by the seed.
-
-    Raises:
-        DatasetInvalid: fewer than two rows.
-    """
-    if len(rows) < 2:
-        raise DatasetInvalid(
-            "one row cannot be split into train and held-out", hint="add rows, or set dataset.held_out to null"
-        )
-    count = min(max(1, round(len(rows) * held_out)), len(rows) - 1)
-    chosen = set(random.Random(seed).sample(range(len(rows)), count))
-    return [r for i, r in enumerate(rows) if i not in chosen], [r for i, r in enumerate(rows) if i in chosen]
-
-
-class Digested(Protocol):
-    """A rendered row, or what is kept of one."""
-
-    @property
-    def digest(self) -> bytes: ...
-
-
-def tokens_digest(train: Iterable[Digested], held_out: Iterable[Digested]) -> str:
-    """Sha256 over every token and label of both parts, in order: what is trained and what it is judged by."""
-    digest = hashlib.sha256()
-    for part in (train, held_out):
-        digest.update(b"part\n")
-        for row in part:
-            digest.update(row.digest)
-    return digest.hexdigest()

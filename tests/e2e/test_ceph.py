@@ -12,7 +12,6 @@ import os
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
@@ -45,13 +44,6 @@ pytestmark = [pytest.mark.machine, pytest.mark.slow]
 
 ROOT: Final = Path(__file__).parents[2]
 FTJOB: Final = Path(sys.executable).with_name("ftjob")
-
-
-@pytest.fixture(scope="module")
-def zygote() -> Iterator[Zygote]:
-    made = Zygote()
-    yield made
-    made.close()
 
 
 def as_account(monkeypatch: pytest.MonkeyPatch, account: Account) -> None:

@@ -24,13 +24,14 @@ from job.contract.environ import JobEnviron
 from job.contract.layout import RunLayout
 from job.contract.outcome import EXIT_CODES, Outcome
 from job.contract.passport import Passport
-from job.contract.recipe import read_recipe
 from job.contract.records import AdapterManifest, AttemptEnd
 from job.storage import open_store
 from launch.begin import new_record
+from launch.recipe_file import read_recipe
 from launch.resolve import resolve
 from tests.e2e.containers import BASE, Containers, PipSettings, install
 from tests.machine import require_disposable_machine
+from tests.watching import events_in
 
 pytestmark = [pytest.mark.machine, pytest.mark.slow, pytest.mark.timeout(3600)]
 
@@ -129,8 +130,7 @@ class ImageRun:
         return self.containers.start(name, *HARDENED, disk, *folders, *variables, JOB, log=self.log(attempt))
 
     def events(self, attempt: int) -> list[dict[str, Any]]:
-        lines = self.log(attempt).read_bytes().splitlines()
-        return [json.loads(line) for line in lines if line.startswith(b"{") and line.endswith(b"}")]
+        return events_in(self.log(attempt).read_bytes())
 
     def stop_in_training(self, attempt: int, process: subprocess.Popen[bytes]) -> None:
         """`podman stop` after the first committed checkpoint."""

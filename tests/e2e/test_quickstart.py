@@ -23,6 +23,7 @@ import pytest
 from job.contract.passport import Passport
 from job.contract.records import Versions
 from launch.home import RunFolder
+from tests.watching import events_in
 
 pytestmark = pytest.mark.slow
 
@@ -109,8 +110,7 @@ class Session:
 def events(home: Path) -> list[dict[str, Any]]:
     """The events of the only run."""
     found = list((home / "runs").glob("*/log.jsonl"))
-    lines = found[0].read_bytes().splitlines() if found else []
-    return [json.loads(line) for line in lines if line.startswith(b"{") and line.endswith(b"}")]
+    return events_in(found[0].read_bytes()) if found else []
 
 
 def wait_for_commit(home: Path, launch: subprocess.Popen[str]) -> int:

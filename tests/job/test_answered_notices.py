@@ -21,8 +21,9 @@ from job.contract.outcome import EXIT_CODES, Outcome
 from job.contract.records import CheckpointManifest
 from job.storage import open_store
 from tests.job.running import Run, start
-from tests.metadataserver import VM, MetadataServer, wait_until
+from tests.metadataserver import VM, MetadataServer
 from tests.s3server import S3Server
+from tests.watching import events_in, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -69,8 +70,7 @@ def on(cloud: str, server: MetadataServer) -> dict[str, str]:
 
 
 def events(run: Run, name: str) -> list[dict[str, Any]]:
-    lines = run.log.read_bytes().splitlines() if run.log.exists() else []
-    found = (json.loads(line) for line in lines if line.startswith(b"{") and line.endswith(b"}"))
+    found = events_in(run.log.read_bytes()) if run.log.exists() else []
     return [event for event in found if event["event"] == name]
 
 
@@ -92,7 +92,7 @@ def assert_committed(run: Run, *, after: int) -> None:
 def test_a_notice_of_the_metadata_service_is_answered_without_any_signal(tmp_path: Path) -> None:
     run = start(tmp_path, rows=100, recipe=LONG)
     with MetadataServer() as server, job(run, variables=on("AWS", server)) as process:
-        wait_until(lambda: len(events(run, "step")) >= 3, seconds=PATIENCE)
+        wait_for(lambda: len(events(run, "step")) >= 3, seconds=PATIENCE)
         server.instance_action = {"action": "terminate", "time": "2017-09-18T08:22:00Z"}
         assert process.wait(timeout=PATIENCE) == AGAIN
     assert_committed(run, after=3)
@@ -163,7 +163,7 @@ def test_with_a_full_pipe_that_nobody_empties_a_job_commits_and_ends_as_it_shoul
             os.write(writer, b"x" * 4096)
     os.set_blocking(writer, True)
     with job(run, stdout=writer, stderr=writer) as process:
-        wait_until(lambda: steps_on_record(run) >= 3, seconds=PATIENCE)
+        wait_for(lambda: steps_on_record(run) >= 3, seconds=PATIENCE)
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=PATIENCE) == AGAIN
     os.close(reader)
@@ -175,9 +175,9 @@ def test_from_the_notice_to_its_answer_nothing_is_printed(tmp_path: Path, s3_ser
     """The store is away, which is told again and again, but not in these seconds; afterwards all of it is."""
     run = start(tmp_path, rows=100, bucket=s3_server.uri(uuid.uuid4().hex), recipe=LONG)
     with job(run, variables={"FTJOB_GRACE_SECONDS": "8"}) as process:
-        wait_until(lambda: len(events(run, "step")) >= 3, seconds=PATIENCE)
+        wait_for(lambda: len(events(run, "step")) >= 3, seconds=PATIENCE)
         s3_server.cut()
-        wait_until(lambda: events(run, "journal.unreachable"), seconds=PATIENCE)
+        wait_for(lambda: events(run, "journal.unreachable"), seconds=PATIENCE)
         process.send_signal(signal.SIGTERM)
         given = time.time()
         time.sleep(2.0)  # a step that was under way is over, and what it said is said
@@ -201,11 +201,11 @@ def test_the_two_minutes_that_aws_gives_are_used_while_the_store_is_away(tmp_pat
         MetadataServer() as server,
         job(run, variables=on("AWS", server) | {"FTJOB_GRACE_SECONDS": str(grace)}) as process,
     ):
-        wait_until(lambda: len(events(run, "step")) >= 3, seconds=PATIENCE)
+        wait_for(lambda: len(events(run, "step")) >= 3, seconds=PATIENCE)
         s3_server.cut()
         server.instance_action = {"action": "terminate", "time": "2017-09-18T08:22:00Z"}
         asked = len(server.asked)
-        wait_until(lambda: len(server.asked) > asked)
+        wait_for(lambda: len(server.asked) > asked)
         time.sleep(2 * grace)  # after a signal it would have given up by now
         s3_server.mend()
         assert process.wait(timeout=PATIENCE) == AGAIN

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -17,6 +17,7 @@ from job.contract.layout import CheckpointName, Key
 from job.contract.records import CheckpointManifest
 from job.storage import FileStore, ObjectInfo, Store, open_store
 from tests.doubles import Death, DyingStore
+from tests.harm import HARMS, cut_short, flip, remove
 from tests.job.kit import RUN, contents, draft, read_back, writer
 
 
@@ -91,34 +92,27 @@ def test_what_was_committed_before_a_death_is_still_there(tmp_path: Path, when: 
 
 
 @pytest.mark.parametrize("file", [*contents(1), None])
-@pytest.mark.parametrize("harm", ["flip", "cut", "remove"])
+@pytest.mark.parametrize("harm", HARMS)
 def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(
-    tmp_path: Path, file: str | None, harm: str
+    tmp_path: Path, file: str | None, harm: Callable[[Path], None]
 ) -> None:
     store = FileStore(tmp_path / "bucket")
     put(store, tmp_path / "made", 10)
     newest = put(store, tmp_path / "made", 20)
     key = RUN.checkpoint_file(newest.name, file) if file else RUN.checkpoint_manifest(newest.name)
     path = tmp_path / "bucket" / key
-    data = bytearray(path.read_bytes())
-    if harm == "flip":
-        data[len(data) // 2] ^= 1
-        path.write_bytes(data)
-    elif harm == "cut":
-        path.write_bytes(data[:-1])
-    else:
-        path.unlink()
+    harm(path)
     restored = restore(store, RUN, tmp_path / "read")
     assert restored.manifest is not None
-    if file is None and harm == "flip" and _still_reads(path, newest):
+    if file is None and harm is flip and _still_reads(path, newest):
         assert restored.manifest.step == 20  # the flipped bit is in a text that nothing depends on
         return
-    if file is None and harm == "cut":
+    if file is None and harm is cut_short:
         assert restored.manifest.step == 20  # the last byte is the newline behind the JSON
         return
     assert restored.manifest.step == 10
     assert read_back(tmp_path / "read") == contents(10)
-    if not (file is None and harm == "remove"):  # without its manifest it is not a checkpoint at all
+    if not (file is None and harm is remove):  # without its manifest it is not a checkpoint at all
         assert restored.damaged == {newest.name}
         with pytest.raises(Damaged, match=Path(key).name):
             fetch(store, RUN, newest.name, tmp_path / "read")

@@ -10,7 +10,6 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from job.dataset.problems import FEW_ROWS, KINDS
 from job.dataset.reader import LineRefused, read_line, read_rows, whole_lines
 from job.dataset.schema import MOST_LINE
 from tests.job.broken_datasets import CONTROL_TOKENS, CORPUS, GOOD, LONG, assistant, chat, line, turns, user
+from tests.watching import wait_for
 
 ALL = 10**9
 NAME = "rows.jsonl"
@@ -318,10 +318,7 @@ def test_no_process_outlives_the_one_that_asked(tmp_path: Path) -> None:
         assert len(children) >= 2
         asking.kill()
         asking.wait()
-        until = time.monotonic() + 20
-        while any(alive(pid) for pid in children):
-            assert time.monotonic() < until, "they are still there"
-            time.sleep(0.02)
+        wait_for(lambda: not any(alive(pid) for pid in children))
 
 
 def children_of(pid: int) -> list[int]:

@@ -13,7 +13,8 @@ import pytest
 from job.logs import configure
 from job.metadata import Aws, Azure, Cloud, Gcp, Unanswered, cloud_named, watch
 from job.notice import Notice
-from tests.metadataserver import VM, Answer, MetadataServer, wait_until
+from tests.metadataserver import VM, Answer, MetadataServer
+from tests.watching import wait_for
 
 ACTION = {"action": "terminate", "time": "2017-09-18T08:22:00Z"}  # AWS's own example
 SUDDENLY = 0.02
@@ -67,7 +68,7 @@ REASONS: dict[Asking, str] = {
 def test_an_interruption_becomes_the_notice_and_says_what_it_is(server: MetadataServer, cloud: Asking) -> None:
     notice = Notice()
     thread = watch(cloud(server), notice)
-    wait_until(lambda: len(server.asked) >= 4)  # it went on asking, and nothing was said
+    wait_for(lambda: len(server.asked) >= 4)  # it went on asking, and nothing was said
     assert not notice.given
     interrupt(server)
     assert notice.wait(10)
@@ -80,7 +81,7 @@ def test_an_interruption_becomes_the_notice_and_says_what_it_is(server: Metadata
 def test_after_a_signal_nobody_asks_any_more(server: MetadataServer, cloud: Asking) -> None:
     notice = Notice()
     thread = watch(cloud(server), notice)
-    wait_until(lambda: server.asked)
+    wait_for(lambda: server.asked)
     notice.give("SIGTERM")
     thread.join(timeout=10)
     assert not thread.is_alive()
@@ -151,10 +152,10 @@ def test_a_service_that_comes_and_goes_is_told_once_and_asked_on(log: Callable[[
     with MetadataServer() as server:
         port = server.port
         watch(aws(server), notice)
-        wait_until(lambda: len(server.asked) >= 2)
-    wait_until(log)
+        wait_for(lambda: len(server.asked) >= 2)
+    wait_for(log)
     with MetadataServer(port) as back:
-        wait_until(lambda: len(back.asked) >= 2)
+        wait_for(lambda: len(back.asked) >= 2)
     time.sleep(0.1)  # it is asked meanwhile, and is not there again
     with MetadataServer(port) as back:
         interrupt(back)
@@ -227,7 +228,7 @@ def test_gcp_answers_while_the_question_waits(server: MetadataServer) -> None:
     assert asking.ask() == ""  # at once: what is known already is not waited for
     notice = Notice()
     watch(asking, notice)
-    wait_until(lambda: server.asked.count(question) == 2)
+    wait_for(lambda: server.asked.count(question) == 2)
     assert not notice.wait(0.3)
     assert server.asked.count(question) == 2  # it waits, and is not asked again and again
     server.preempt()

@@ -30,6 +30,7 @@ from job.contract.records import CheckpointManifest, RunRecord
 from job.storage import open_store
 from tests.job.running import PATIENCE, Run, Zygote, start
 from tests.s3server import S3Server
+from tests.watching import events_in
 
 pytestmark = pytest.mark.slow
 
@@ -56,13 +57,6 @@ class FreezingServer(S3Server):
     def thaw(self) -> None:
         assert self._process is not None
         self._process.send_signal(signal.SIGCONT)
-
-
-@pytest.fixture(scope="module")
-def zygote() -> Iterator[Zygote]:
-    made = Zygote()
-    yield made
-    made.close()
 
 
 @pytest.fixture(scope="module")
@@ -118,10 +112,8 @@ class Live:
 
     def events(self, name: str) -> list[dict[str, Any]]:
         """Those of this attempt so far."""
-        lines = self._log.read_bytes()[self._start :].splitlines() if self._log.exists() else []
-        # Libraries write lines of their own; the last line may be half written.
-        events = (json.loads(line) for line in lines if line.startswith(b"{") and line.endswith(b"}"))
-        return [event for event in events if event["event"] == name]
+        found = events_in(self._log.read_bytes()[self._start :]) if self._log.exists() else []
+        return [event for event in found if event["event"] == name]
 
     def until(self, name: str, *, after: int = 0, **values: Any) -> dict[str, Any]:
         """The first event of that name with these values, once it is there; the first `after` of them are skipped."""

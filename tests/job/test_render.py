@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from job.contract.errors import DatasetInvalid, ModelInvalid
 from job.dataset.reader import ROLES, LineNumber, Message, Row
 from job.dataset.refused import RowRefused
-from job.dataset.render import IGNORED, RenderedRow, Renderer, split, tokens_digest
+from job.dataset.render import IGNORED, RenderedRow, Renderer
 from job.dataset.sentinels import Shape, skeleton_of, with_sentinels
+from job.dataset.split import split, tokens_digest
 from job.model import load_tokenizer
 from job.tiny import SPECIAL_TOKENS
 from job.weights import Base

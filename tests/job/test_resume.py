@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import signal
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,19 +14,13 @@ from job.checkpoints import committed, fetch
 from job.contract.outcome import EXIT_CODES, Outcome
 from job.contract.records import AdapterManifest
 from job.storage import open_store
+from tests.harm import flip
 from tests.job.running import Run, Zygote, start
 
 pytestmark = pytest.mark.slow
 
 TERM, KILL = signal.SIGTERM, signal.SIGKILL
 PREEMPTED = EXIT_CODES[Outcome.PREEMPTED]
-
-
-@pytest.fixture(scope="module")
-def zygote() -> Iterator[Zygote]:
-    made = Zygote()
-    yield made
-    made.close()
 
 
 def finish(zygote: Zygote, run: Run, *, most: int = 3) -> None:
@@ -184,10 +177,7 @@ def test_a_flipped_byte_in_the_newest_checkpoint_is_named_and_costs_only_its_ste
     names = committed(open_store(run.bucket), run.layout)
     assert len(names) >= 2
     key = run.layout.checkpoint_file(names[0], file)
-    path = run.folder / "bucket" / key
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
+    flip(run.folder / "bucket" / key)
     finish(zygote, run, most=1)
     assert f"{key} has changed" in run.log.read_text()
     assert run.passport().attempts[-1].restored_step == names[1].step

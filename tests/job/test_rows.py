@@ -15,7 +15,7 @@ from job.contract.errors import DatasetInvalid, IdentityMismatch
 from job.contract.recipe import BaseModelRef
 from job.contract.records import DatasetDigest, RunRecord
 from job.dataset.reader import read_rows
-from job.dataset.render import tokens_digest
+from job.dataset.split import tokens_digest
 from job.rows import SHOWN, Files, Rows, prepare
 from job.tiny import write_tiny_model
 from job.weights import locate

@@ -42,27 +42,23 @@ def test_a_bucket_out_of_reach_asks_for_nothing_and_is_asked_again(tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_a_real_job_saves_ends_and_goes_on_exactly(tmp_path: Path) -> None:
-    zygote = Zygote()
-    try:
-        whole, run = start(tmp_path / "whole", rows=400), start(tmp_path / "stopped", rows=400)
-        assert zygote.attempt(whole.environ(), whole.log) == 0
-        run.submit()
+def test_a_real_job_saves_ends_and_goes_on_exactly(tmp_path: Path, zygote: Zygote) -> None:
+    whole, run = start(tmp_path / "whole", rows=400), start(tmp_path / "stopped", rows=400)
+    assert zygote.attempt(whole.environ(), whole.log) == 0
+    run.submit()
 
-        def ask() -> None:
-            while not (run.log.exists() and b'"event": "step"' in run.log.read_bytes()):
-                threading.Event().wait(0.01)
-            open_store(run.bucket).put_new(run.layout.stop(1), b"{}")
+    def ask() -> None:
+        while not (run.log.exists() and b'"event": "step"' in run.log.read_bytes()):
+            threading.Event().wait(0.01)
+        open_store(run.bucket).put_new(run.layout.stop(1), b"{}")
 
-        asking = threading.Thread(target=ask)
-        asking.start()
-        assert zygote.attempt(run.environ(submission=1), run.log) == EXIT_CODES[Outcome.PREEMPTED]
-        asking.join()
-        end = run.story().ends[1]
-        assert REASON in end.message
-        assert "everything is committed" in end.message
-        run.submit(number=2)
-        assert zygote.attempt(run.environ(submission=2), run.log) == 0
-        assert run.weights() == whole.weights()
-    finally:
-        zygote.close()
+    asking = threading.Thread(target=ask)
+    asking.start()
+    assert zygote.attempt(run.environ(submission=1), run.log) == EXIT_CODES[Outcome.PREEMPTED]
+    asking.join()
+    end = run.story().ends[1]
+    assert REASON in end.message
+    assert "everything is committed" in end.message
+    run.submit(number=2)
+    assert zygote.attempt(run.environ(submission=2), run.log) == 0
+    assert run.weights() == whole.weights()

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +14,8 @@ import pytest
 
 from job.contract.supervision import Ask, Said, Supervised
 from job.dataset.reader import LineNumber, Message, Row
-from job.dataset.render import RenderedRow, split, tokens_digest
+from job.dataset.render import RenderedRow
+from job.dataset.split import split, tokens_digest
 from job.supervise import answer, examples
 from job.tiny import write_tiny_model
 from job.tokenising import (
@@ -28,6 +28,7 @@ from job.tokenising import (
     processes_for,
     render_rows,
 )
+from tests.watching import wait_for
 
 ROOT = Path(__file__).parents[2]
 
@@ -181,16 +182,11 @@ def test_no_worker_outlives_a_process_that_is_killed(tmp_path: Path) -> None:
     process.stdin.close()
     assert process.stdout.readline()  # it is at work
     group = process.pid
-    deadline = time.monotonic() + 60
-    while len(members(group)) < 3:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_for(lambda: len(members(group)) >= 3)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     process.stdout.close()
-    while members(group):
-        assert time.monotonic() < deadline, "workers live on"
-        time.sleep(0.02)
+    wait_for(lambda: not members(group))
 
 
 def members(group: int) -> list[int]:

@@ -14,7 +14,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -27,8 +26,10 @@ from job.contract.layout import Key
 from job.contract.recipe import BaseModelRef
 from job.storage import open_store
 from job.weights import Base, locate
+from tests.harm import cut_short, flip
 from tests.hubserver import HubServer
 from tests.s3server import S3Server
+from tests.watching import wait_for
 
 WRITTEN: Final = 10 * 1024 * 1024
 """huggingface_hub writes so much at a time."""
@@ -174,16 +175,6 @@ def test_a_second_attempt_copies_only_what_changed_in_the_bucket(tmp_path: Path,
     assert {path: path.stat().st_mtime_ns for path in written} == written
 
 
-def flip(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.resolve().write_bytes(data)
-
-
-def cut_short(path: Path) -> None:
-    path.resolve().write_bytes(path.read_bytes()[:-1])
-
-
 @pytest.mark.parametrize("spoil", [flip, cut_short])
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
 @pytest.mark.parametrize("place", ["hub", pytest.param("bucket", marks=pytest.mark.slow)])
@@ -294,13 +285,6 @@ def test_a_process_killed_while_it_copies_from_a_bucket_leaves_no_rubbish_and_co
     assert holds(locate(ref, tmp_path, retry_seconds=0.0), files)
     (place,) = folder.iterdir()
     assert {path.name for path in place.iterdir()} == {*files, ".ftjob-known.json"}
-
-
-def wait_for(look: Callable[[], object], seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not look():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.005)
 
 
 def test_a_connection_that_breaks_in_mid_file_is_taken_up(

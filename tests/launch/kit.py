@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import cache
@@ -34,15 +33,6 @@ FAKE_JOB = HERE / "fake_job.py"
 QUICK = RestartPolicy(first_pause_seconds=0.01, longest_pause_seconds=0.05)
 
 T = TypeVar("T")
-
-
-def wait_for(look: Callable[[], T | None], *, seconds: float = 30.0) -> T:
-    """What `look` returns, once it is something true."""
-    deadline = time.monotonic() + seconds
-    while not (seen := look()):
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
-    return seen
 
 
 def backend_maker(plan: str) -> Callable[[Settings, str], LocalBackend]:
@@ -103,7 +93,7 @@ class Desk:
 
     def create(self, run_id: str) -> RunRecord:
         """A run that exists and was not submitted."""
-        from job.contract.recipe import read_recipe
+        from launch.recipe_file import read_recipe
 
         resolved = resolve(
             read_recipe(self.recipe), folder=self.recipe.parent, bucket=self.settings.bucket, cache=shared_cache()

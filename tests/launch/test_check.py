@@ -16,7 +16,6 @@ from click.testing import CliRunner, Result
 
 from job.contract.check import Check
 from job.contract.errors import DatasetInvalid, ModelInvalid
-from job.contract.recipe import read_recipe
 from job.contract.records import RunRecord
 from job.contract.supervision import ShownRow, Token
 from job.storage import open_store
@@ -24,10 +23,12 @@ from job.tiny import CHAT_TEMPLATE
 from launch.checking import THOROUGH_BYTES
 from launch.cli import cli
 from launch.facts import TINY_CONTROL_TOKENS
+from launch.recipe_file import read_recipe
 from launch.render_check import row_text
 from launch.resolve import resolve
 from tests.hubserver import HubServer
-from tests.launch.kit import Desk, make_recipe, shared_cache, small_model, wait_for, write_small_model
+from tests.launch.kit import Desk, make_recipe, shared_cache, small_model, write_small_model
+from tests.watching import wait_for
 
 ROOT = Path(__file__).parents[2]
 GOOD = {"messages": [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}]}

@@ -13,7 +13,8 @@ import pytest
 
 from launch.home import RunFolder
 from launch.process import is_locked
-from tests.launch.kit import Desk, wait_for
+from tests.launch.kit import Desk
+from tests.watching import wait_for
 
 
 def status(desk: Desk, run_id: str) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from job.contract.errors import BadInput, Damaged, FtjobError, RunUnknown
 from job.contract.layout import RunLayout
 from job.storage import Store, open_store
 from launch.fetch import fetch
+from tests.harm import HARMS
 from tests.launch.fake_job import ADAPTER_FILES
 from tests.launch.kit import Desk
 
@@ -55,19 +57,11 @@ def test_an_empty_folder_is_used_and_a_full_one_is_left_alone(store: Store, tmp_
 
 
 @pytest.mark.parametrize("name", sorted(ADAPTER_FILES))
-@pytest.mark.parametrize("harm", ["flip", "cut", "remove"])
+@pytest.mark.parametrize("harm", HARMS)
 def test_a_damaged_file_is_named_and_nothing_is_left(
-    store: Store, bucket: Path, tmp_path: Path, name: str, harm: str
+    store: Store, bucket: Path, tmp_path: Path, name: str, harm: Callable[[Path], None]
 ) -> None:
-    path = bucket / LAYOUT.adapter_file(2, name)
-    data = bytearray(path.read_bytes())
-    if harm == "flip":
-        data[len(data) // 2] ^= 1
-        path.write_bytes(data)
-    elif harm == "cut":
-        path.write_bytes(data[:-1])
-    else:
-        path.unlink()
+    harm(bucket / LAYOUT.adapter_file(2, name))
     with pytest.raises(Damaged, match=name):
         fetch(store, "done", tmp_path / "out/adapter")
     assert list((tmp_path / "out").iterdir()) == []

@@ -19,7 +19,8 @@ from launch.local import LocalBackend
 from launch.process import ProcessId, _started_ps, identify, is_alive, is_locked, send, take_lock
 from launch.runs import RunReader
 from launch.view import RunView
-from tests.launch.kit import Desk, wait_for
+from tests.launch.kit import Desk
+from tests.watching import wait_for
 
 
 def view(desk: Desk, run_id: str, backend: LocalBackend) -> RunView:

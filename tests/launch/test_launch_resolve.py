@@ -11,10 +11,11 @@ import pytest
 
 from job.contract.errors import DatasetInvalid, IdentityMismatch, ModelInvalid
 from job.contract.layout import Key
-from job.contract.recipe import BaseModelRef, read_recipe
+from job.contract.recipe import BaseModelRef
 from job.storage import open_store
 from launch.begin import new_record, new_run_id
 from launch.datasets import dataset_uri
+from launch.recipe_file import read_recipe
 from launch.resolve import Resolved, check_same_recipe, check_unchanged, commit_of, resolve
 from tests.hubserver import HubServer
 from tests.launch.kit import make_recipe, shared_cache, small_model, write_small_model

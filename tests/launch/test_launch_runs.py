@@ -18,7 +18,8 @@ from job.contract.records import AttemptClaim, AttemptEnd, Hardware, RunRecord
 from job.contract.status import BackendState, Status
 from job.storage import ObjectInfo, Progress, Store
 from launch.backend import Described
-from launch.render import PlainDisplay, progress_line
+from launch.displays import PlainDisplay
+from launch.render import progress_line
 from launch.runs import Poll, RunReader, list_runs
 from launch.view import Facts, exit_code_of, view_of
 from tests.contract import examples

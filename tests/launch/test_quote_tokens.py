@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from job.contract.recipe import Recipe
 from job.dataset.reader import LineNumber, fingerprint, read_rows
-from job.dataset.render import RenderedRow, split
+from job.dataset.render import RenderedRow
+from job.dataset.split import split
 from job.tiny import write_tiny_model
 from job.tokenising import Rendering, render_rows
 from launch.steps import Lengths, pack, work_of
