@@ -39,7 +39,7 @@ from job.contract.recipe import TINY_MODEL, BaseModelRef, Recipe
 from job.dataset.reader import LineNumber
 from job.dataset.render import RenderedRow
 from job.logs import configure
-from job.model import _keep_weights_as_quantised, _lora_config, hardware, load_tokenizer
+from job.model import hardware, load_tokenizer, lora_config, settle_quantised
 from job.notice import Notice
 from job.speed import speed_up
 from job.train import Rows, Training
@@ -155,10 +155,10 @@ class Timed:
 def build(shape: Shape, recipe: Recipe, deviation: Deviation = keeps_variance) -> Any:
     """The model that `job.model.load` would give for random weights of this shape."""
     model = random_model(llama_config(shape), deviation=deviation)
-    _keep_weights_as_quantised(model)
+    settle_quantised(model, model.dtype)
     model.requires_grad_(False)
     set_seed(recipe.training.seed)
-    return get_peft_model(model, _lora_config(recipe))
+    return get_peft_model(model, lora_config(recipe))
 
 
 def make_rows(setting: Setting, vocabulary: int, sequences: int) -> list[RenderedRow]:

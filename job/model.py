@@ -93,13 +93,13 @@ def load(recipe: Recipe, base: Base) -> Any:
         ) from error
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise ModelInvalid(f"base model {recipe.base_model.id} cannot be loaded: {error}") from error
-    _settle_quantised(model, compute)
+    settle_quantised(model, compute)
     _forget_longer_batches(model)
     model.config.use_cache = False
     model.requires_grad_(False)
     set_seed(recipe.training.seed)  # the adapter's initialisation is random
     try:
-        return get_peft_model(model, _lora_config(recipe))
+        return get_peft_model(model, lora_config(recipe))
     except ValueError as error:
         raise ModelInvalid(
             f"lora.target_modules fits nothing in {recipe.base_model.id}: {error}",
@@ -120,7 +120,7 @@ def _is_published_quantised(recipe: Recipe, base: Base) -> bool:
     return is_quantised(config)
 
 
-def _settle_quantised(model: Any, compute: torch.dtype) -> None:
+def settle_quantised(model: Any, compute: torch.dtype) -> None:
     """Let nothing but the weights' codes decide what 4-bit weights compute.
 
     A model that was published in 4 bits names the types of whoever published it, fp16 perhaps, which overflows. And on
@@ -159,7 +159,7 @@ def parameters(model: Any) -> int:
     )
 
 
-def _lora_config(recipe: Recipe) -> LoraConfig:
+def lora_config(recipe: Recipe) -> LoraConfig:
     targets = recipe.lora.target_modules
     return LoraConfig(
         r=recipe.lora.rank,
