@@ -148,6 +148,7 @@ def take_up(
         RunUnknown: there is no such run.
         BadInput: it is still running, or finished.
         IdentityMismatch: its dataset, or the recipe given, is another than at its launch.
+        Unreachable: its records cannot be read for now, so that nobody knows whether it lives.
     """
     known = recall(home, run_id)
     if known is not None:
@@ -157,7 +158,7 @@ def take_up(
         check_same_recipe(record, given.recipe, name=recipe_name)
     now = datetime.now(UTC)
     poll = RunReader(store, run_id, backend).poll(now)
-    view = poll.view
+    view = poll.certain
     if view.status is Status.SUCCEEDED:
         raise BadInput(f"run {run_id} is finished", hint=f"`ftjob fetch {run_id}` brings its adapter here")
     if view.status in (Status.PENDING, Status.RUNNING, Status.RECOVERING):

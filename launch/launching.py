@@ -113,7 +113,7 @@ def prepare(here: Here, wish: Wish, *, for_launch: bool) -> Prepared:
     uploads: tuple[Upload, ...] = ()
     if wish.backend != LocalBackend.name and not shares_files(wish.clouds) and wish.run_id is None:
         record, uploads = into_bucket(record, store)
-    budget, spent = _budget(record, store, wish)
+    budget, spent = budget_of(record, store, wish)
     _check_precision(record, resolved)
     if for_launch:
         check_bucket(store)
@@ -263,17 +263,18 @@ def _said_of_check(resolved: Resolved) -> list[str]:
     return notes
 
 
-def _budget(record: RunRecord, store: Store, wish: Wish) -> tuple[Budget, float]:
+def budget_of(record: RunRecord, store: Store, wish: Wish) -> tuple[Budget, float]:
     """What the run may cost, as said now, else as its last submission said, else as its recipe says; and what it has
     cost.
 
     Raises:
         BadInput: it is used up.
+        Unreachable: its records cannot be read for now, so that nobody knows what holds.
     """
     now, base = datetime.now(UTC), record.recipe.budget
     if wish.run_id is None:
         return budget_for(base, dollars=wish.budget, by=wish.by, now=now), 0.0
-    view = RunReader(store, record.run_id, Elsewhere("")).poll(now).view
+    view = RunReader(store, record.run_id, Elsewhere("")).poll(now).certain
     budget = budget_for(view.budget, dollars=wish.budget, by=wish.by, now=now)
     if budget.max_usd is not None and view.spent_usd is not None and view.spent_usd >= budget.max_usd:
         raise BadInput(

@@ -18,6 +18,8 @@ from job.contract.records import AttemptClaim, AttemptEnd, Hardware, RunRecord
 from job.contract.status import BackendState, Status
 from job.storage import ObjectInfo, Progress, Store
 from launch.backend import Described
+from launch.begin import take_up
+from launch.launching import Wish, budget_of
 from launch.render import PlainDisplay, progress_line
 from launch.runs import Poll, RunReader, list_runs
 from launch.view import Facts, exit_code_of, view_of
@@ -91,6 +93,8 @@ class Watched:
         self._store = store
         self.got: list[str] = []
         self.broken: Exception | None = None
+        self.below = ""
+        """Where it is broken; everywhere unless told."""
 
     @property
     def uri(self) -> Uri:
@@ -103,7 +107,7 @@ class Watched:
         self._store.put_file(key, path, progress)
 
     def get(self, key: Key) -> bytes:
-        if self.broken:
+        if self.broken and key.startswith(self.below):
             raise self.broken
         self.got.append(key)
         return self._store.get(key)
@@ -112,7 +116,7 @@ class Watched:
         self._store.get_file(key, path, progress)
 
     def list(self, prefix: str, *, after: str = "") -> Iterator[ObjectInfo]:
-        if self.broken:
+        if self.broken and prefix.startswith(self.below):
             raise self.broken
         return self._store.list(prefix, after=after)
 
@@ -268,6 +272,21 @@ def test_a_bucket_out_of_reach_makes_it_unknown_and_loses_no_news(desk: Desk, re
     store.broken = AccessRefused("not yours")
     with pytest.raises(AccessRefused):
         reader.poll(at(9))
+
+
+@pytest.mark.parametrize("below", ["recipe", "attempts", "metrics", "submissions"])
+def test_what_was_read_in_part_is_no_receipt_and_no_ground_to_go_on(desk: Desk, record: RunRecord, below: str) -> None:
+    """A run that lives would look as if it stood still, and one that has a ceiling as if it had none."""
+    store = Watched(desk.store)
+    store.put_new(LAYOUT.claim(1), claim(1).to_bytes())
+    write(store, 1, 0, restored(0), step(1))
+    store.broken, store.below = Unreachable("no route"), f"{LAYOUT.root}{below}"
+    with pytest.raises(Unreachable, match="no route"):
+        RunReader(store, "one", Says(BackendState.GONE)).receipt(at(9))
+    with pytest.raises(Unreachable, match="no route"):
+        take_up(desk.home, store, "one", Says(BackendState.GONE), given=None, recipe_name="")
+    with pytest.raises(Unreachable, match="no route"):
+        budget_of(record, store, Wish(run_id="one"))
 
 
 def test_one_broken_metrics_object_hides_nothing_else(desk: Desk, record: RunRecord) -> None:
