@@ -86,6 +86,7 @@ def test_a_deadline_lands_too_and_says_so_beside_money_that_is_left(
     assert zygote.attempt(run.environ(submission=1), run.log) == OUT_OF_BUDGET
     end = run.story().ends[1]
     assert "the deadline" in end.message
+    assert "--by TIME" in end.hint, "more money would not help"
     assert not run.landed(1).complete
 
 
