@@ -18,6 +18,7 @@ from job.contract.errors import FtjobError, ModelInvalid
 from job.contract.recipe import Recipe
 from job.contract.supervision import ShownRow, Supervised
 from job.dataset.examine import shared_by_split, shared_rows
+from job.dataset.problems import find, problem_of
 from launch.base_model import pin
 from launch.cache import keep_newest, use
 from launch.datasets import dataset_uri, local_copy
@@ -98,6 +99,8 @@ def check_recipe(
         found = Found([seen, *([judged] if judged is not None else [])])
         if judged is not None:
             found.add(shared_rows(seen, judged))
+        elif isinstance(own, float) and seen.file.rows == 1 and not seen.file.bad:
+            found.add([problem_of(find("one-row"), file=train.name)])
         found.add(_of_model(recipe, model, failure))
         told, said = _render(rows, model, found, cache=cache, shown=shown, thorough=thorough, anyway=anyway)
         if failure is not None and not isinstance(failure, ModelInvalid):

@@ -92,6 +92,16 @@ def test_problems_of_rows_and_of_what_becomes_of_them_are_told_all_at_once(tmp_p
 
 
 @pytest.mark.slow
+def test_one_row_cannot_be_split_and_that_is_told_here(tmp_path: Path) -> None:
+    path = make_recipe(tmp_path, dataset={"train": "rows.jsonl", "held_out": 0.1})
+    write_rows(tmp_path, GOOD)
+    found, code = check_json(path)
+    assert (code, codes(found)) == (2, {"one-row": None})
+    make_recipe(tmp_path, dataset={"train": "rows.jsonl", "held_out": None})
+    write_rows(tmp_path, GOOD)
+    assert check_json(path)[1] == 0
+
+
 def test_of_each_kind_the_first_are_listed_and_all_are_counted(tmp_path: Path) -> None:
     path = make_recipe(tmp_path, training={"max_length": 64})
     write_rows(tmp_path, *[ask("x" * (80 + n), "y") for n in range(30)], *["{"] * 25)
