@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from datetime import datetime
 
@@ -34,7 +35,7 @@ def budget_for(base: Budget, *, dollars: str | None, by: str | None, now: dateti
 
 def _dollars(text: str, holds: float | None) -> float:
     match = _DOLLARS.fullmatch(text.strip())
-    if match is None or float(match[2]) <= 0:
+    if match is None or not 0 < float(match[2]) < math.inf:
         raise BadInput(f"--budget {text!r} is no sum of dollars", hint="--budget 40, or --budget +20 for so much more")
     if not match[1]:
         return float(match[2])
@@ -46,5 +47,5 @@ def _dollars(text: str, holds: float | None) -> float:
 def _moment(text: str) -> datetime:
     try:
         return datetime.fromisoformat(text).astimezone()
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:  # no moment, or one that is in no year of our calendar in UTC
         raise BadInput(f"--by {text!r} is no moment", hint="for example: --by 2026-12-01T18:00") from error
