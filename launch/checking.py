@@ -28,6 +28,7 @@ from launch.hub import Hub
 from launch.isolation import leak_of
 from launch.rendered import NOT_CHECKED, DatasetFile, Rows, supervision_of
 from launch.steps import Lengths
+from launch.targets import unknown_targets
 
 SHOWN: Final = 20
 """Problems of each kind that are listed, unless told otherwise."""
@@ -170,6 +171,16 @@ def _of_model(recipe: Recipe, model: ModelFacts | None, failure: FtjobError | No
     refused = failure if isinstance(failure, ModelInvalid) else model.refused if model is not None else None
     if refused is not None:
         yield Problem(code="model", severity="error", file="", message=refused.message, hint=refused.hint)
+    shape = model.shape if model is not None else ""
+    if not isinstance(shape, str) and (unknown := unknown_targets(recipe.lora, shape)):
+        yield Problem(
+            code="target-modules",
+            severity="error",
+            file="",
+            message=f"lora.target_modules fits nothing that can be trained in {recipe.base_model.id} with "
+            f"{', '.join(map(repr, unknown))}",
+            hint='correct it, or leave lora.target_modules out for "all-linear"',
+        )
     config = model.config if model is not None else ""
     leak = leak_of(config) if recipe.training.packing and not isinstance(config, str) else None
     if leak is not None:

@@ -257,6 +257,26 @@ def test_packing_that_would_let_rows_see_each_other_is_refused(tmp_path: Path, p
     assert all(p.hint == "set training.packing to false" for p in found.errors)
 
 
+@pytest.mark.parametrize(
+    ("targets", "unknown"),
+    [
+        (["nope"], "'nope'"),
+        (["q_proj", "v_porj", "proj"], "'v_porj', 'proj'"),
+        (["q_proj", "lm_head"], "'lm_head'"),
+        (["q_proj", "norm"], "'norm'"),
+        (["model.layers.2.mlp.up_proj"], "'model.layers.2.mlp.up_proj'"),
+        (["q_proj", "self_attn.v_proj", "model.layers.1.mlp.up_proj", "embed_tokens"], ""),
+    ],
+)
+def test_a_name_that_fits_no_module_is_refused_before_the_weights_are_paid_for(
+    tmp_path: Path, targets: list[str], unknown: str
+) -> None:
+    """The job refuses the same (tests/job/test_model.py), but only a GPU later."""
+    found, code = check_json(make_recipe(tmp_path, lora={"target_modules": targets}))
+    assert (code, list(codes(found))) == ((2, ["target-modules"]) if unknown else (0, []))
+    assert not unknown or found.errors[0].message.endswith(f"with {unknown}")
+
+
 def test_a_launch_is_refused_for_the_base_model_too(tmp_path: Path) -> None:
     config = json.loads(small_model()["config.json"]) | {"model_type": "mamba"}
     path = make_recipe(tmp_path / "r", base_model={"id": "../model"})
