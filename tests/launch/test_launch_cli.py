@@ -280,6 +280,16 @@ def test_list_shows_the_newest_first(desk: Desk) -> None:
     assert text.index("a-second") < text.index("z-first")
 
 
+def test_a_run_that_cannot_be_read_hides_no_other(desk: Desk) -> None:
+    for name in ("good", "bad"):
+        desk.create(name)
+    desk.store.put_new(RunLayout("bad").claim(1), b"{}\n")
+    for command in ("list", "status"):
+        done = desk.ftjob(command, "--json")
+        assert (done.exit_code, '"run_id":"good"' in done.stdout) == (0, True), done.stderr
+        assert "run bad cannot be listed" in done.stderr
+
+
 def test_logs_for_people_and_for_programs(finished: Desk) -> None:
     text = finished.ftjob("logs", "done").stdout
     assert "supervisor.restarting exit_code=-9" in text
