@@ -95,6 +95,13 @@ def check_same_bucket(known: Remembered, store: Store) -> None:
         )
 
 
+def next_submission(store: Store, run_id: str) -> int:
+    """The number that a launch of the run takes, if no other launcher is faster. Asked before anything else about the
+    run: whatever is decided then holds for as long as the number is free. Raises StorageError."""
+    layout = RunLayout(run_id)
+    return max((layout.submitted(info.key) or 0 for info in store.list(layout.submissions)), default=0) + 1
+
+
 def submit_run(
     home: Path,
     store: Store,
@@ -102,17 +109,21 @@ def submit_run(
     environ: JobEnviron,
     backend: Backend,
     *,
+    number: int,
     secrets: Mapping[str, str],
 ) -> None:
     """Say in the bucket and on this machine who runs the run, and hand it over. In this order: a launcher that dies in
     between leaves a run of which `status` says that it never started, and not one that runs unknown to everybody.
 
+    Args:
+        number: of the submission, from `next_submission`. Of two launchers that go on with a run one gets it.
+
     Raises:
+        BadInput: another launcher was faster.
         FtjobError: the backend could not start it.
         StorageError: the bucket is out of reach for now.
     """
     layout = RunLayout(plan.run_id)
-    number = max((layout.submitted(info.key) or 0 for info in store.list(layout.submissions)), default=0) + 1
     environ = environ.model_copy(update={"submission": number})
     if plan.buys:  # the backend restarts for ever, so the job has to know where it ends
         attempts = [layout.claimed_attempt(info.key) or 0 for info in store.list(layout.attempts)]
@@ -128,7 +139,13 @@ def submit_run(
         last_attempt=environ.last_attempt,
         budget=plan.budget,
     )
-    store.put_new(layout.submission(submission.submission), submission.to_bytes())
+    try:
+        store.put_new(layout.submission(number), submission.to_bytes())
+    except AlreadyExists as error:
+        raise BadInput(
+            f"run {plan.run_id} was handed over by another launcher in the meantime",
+            hint=f"watch it with `ftjob status {plan.run_id}`",
+        ) from error
     known = Remembered(run_id=plan.run_id, bucket=store.uri, backend=backend.name, submitted_at=submission.submitted_at)
     note_submission(home, known)
     backend.submit(plan, environ, secrets)

@@ -19,7 +19,7 @@ from job.contract.submission import Offer
 from job.storage import Store, open_store
 from launch.access import check_bucket, job_credentials, job_variables
 from launch.backend import DEFAULT_MAX_RESTARTS, Backend, Shopping
-from launch.begin import create_run, new_record, new_run_id, submit_run, take_up
+from launch.begin import create_run, new_record, new_run_id, next_submission, submit_run, take_up
 from launch.cloud import CloudBackend
 from launch.here import Elsewhere, Here
 from launch.hub import Hub
@@ -82,6 +82,8 @@ class Prepared:
     record: RunRecord
     plan: Plan
     environ: JobEnviron
+    submission: int
+    """Number that the launch takes in the run's bucket, if no other launcher takes it first."""
     is_new: bool
     refused: BadInput | None
     """Why the quote speaks against it; to be raised once the plan was shown."""
@@ -100,8 +102,10 @@ def prepare(here: Here, wish: Wish, *, for_launch: bool) -> Prepared:
     backend = here.backend(here.settings, wish.backend)
     backend.check_ready()
     resolved = read(wish.recipe, here, wish.bucket, anyway=wish.anyway) if wish.recipe is not None else None
+    submission = 1
     if wish.run_id is not None:
         store = here.store(wish.run_id, wish.bucket)
+        submission = next_submission(store, wish.run_id)
         asked = here.who_describes(wish.run_id, store)
         record = take_up(here.settings.home, store, wish.run_id, asked, given=resolved, recipe_name=str(wish.recipe))
     elif wish.recipe is not None and resolved is not None:
@@ -153,6 +157,7 @@ def prepare(here: Here, wish: Wish, *, for_launch: bool) -> Prepared:
         plan=plan,
         refused=None if wish.anyway else refused,
         environ=backend.environ(record, bucket=store.uri, git_commit=commit),
+        submission=submission,
         is_new=wish.run_id is None,
         secrets=given,
     )
@@ -175,6 +180,7 @@ def start(here: Here, prepared: Prepared) -> None:
         prepared.plan,
         prepared.environ,
         prepared.backend,
+        number=prepared.submission,
         secrets=prepared.secrets,
     )
 

@@ -14,17 +14,22 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from job.contract.errors import BadInput
 from job.contract.layout import Key, RunLayout, Uri
 from job.contract.metrics import Heartbeat, dump_lines
 from job.storage import open_store
 from launch.backend import DEFAULT_MAX_RESTARTS
 from launch.cli import cli
-from launch.home import Remembered, forget, remember
+from launch.here import Here
+from launch.home import Remembered, RunFolder, forget, remember
+from launch.launching import Wish, prepare, start
 from launch.local import LocalBackend
+from launch.process import is_locked
 from launch.restart import RestartPolicy
+from launch.runs import newest_submission
 from tests.contract import examples
 from tests.launch.fake_job import ADAPTER_FILES
-from tests.launch.kit import Desk, make_recipe
+from tests.launch.kit import Desk, backend_maker, make_recipe, wait_for
 
 FTJOB = [sys.executable, "-m", "launch.cli"]
 
@@ -211,6 +216,23 @@ def test_a_run_is_taken_up_by_its_own_recipe_only(desk: Desk) -> None:
     desk.plan = {"steps": 1}
     result = desk.ftjob("launch", "--json", "--run", "own", make_recipe(desk.recipe.parent))
     assert result.exit_code == 0, result.stderr
+
+
+def test_of_two_launchers_that_go_on_with_a_run_one_does(desk: Desk) -> None:
+    """Each has found that it stands still, and perhaps asked a person since: the slower must not leave its budget in
+    the records of a run that goes by another, nor buy a second machine."""
+    desk.create("both")
+    desk.plan = {"steps": 1}
+    here = Here(desk.settings, backend_maker(json.dumps(desk.plan)))
+    first, second = (prepare(here, Wish(run_id="both", by=f"{year}-01-01"), for_launch=True) for year in (2098, 2099))
+    start(here, first)
+    with pytest.raises(BadInput, match="by another launcher"):
+        start(here, second)
+    wait_for(lambda: not is_locked(RunFolder.of(desk.home, "both").lock) or None)
+    submission = newest_submission(desk.store, "both")
+    assert submission is not None
+    assert submission.budget.deadline is not None
+    assert (submission.submission, submission.budget.deadline.year) == (1, 2098)
 
 
 def test_a_run_that_may_live_elsewhere_is_left_alone_for_a_while(desk: Desk) -> None:
