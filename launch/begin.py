@@ -21,11 +21,14 @@ from launch.backend import Backend
 from launch.home import Remembered, forget, note_submission, recall, remember
 from launch.plan import Plan
 from launch.resolve import Resolved, check_same_recipe, check_unchanged
-from launch.runs import Describes, RunReader, read_run
+from launch.runs import Describes, RunReader, newest_submission, read_run
 from launch.settings import ftjob_version
 
 MAY_LIVE_SECONDS: Final = 120.0
 """A run that nobody here can ask about is left alone for so long after its last sign of life: eight heartbeats."""
+MAY_START_SECONDS: Final = 15 * 60.0
+"""And for so long after it was handed over, if there was no sign of life since: a machine is looked for, boots, and
+fetches the image."""
 
 _LONGEST_STEM: Final = 63 - len("-20260101-000000-abcd")
 
@@ -151,6 +154,28 @@ def submit_run(
     backend.submit(plan, environ, secrets)
 
 
+def _check_stands_still(store: Store, run_id: str, sign: datetime | None, now: datetime) -> None:
+    """Refuse to go on with a run that nobody here can ask about, for as long as it may live, or its machine may start.
+
+    Raises:
+        BadInput: it may.
+    """
+    if sign is not None and (silent := now - sign) < timedelta(seconds=MAY_LIVE_SECONDS):
+        raise BadInput(
+            f"run {run_id} may be running elsewhere: its last sign of life is {silent.total_seconds():.0f} s old",
+            hint=f"stop it where it runs, or try again after {MAY_LIVE_SECONDS:.0f} s of silence",
+        )
+    newest = newest_submission(store, run_id)
+    if newest is None or (sign is not None and sign > newest.submitted_at):
+        return
+    if (since := now - newest.submitted_at) < timedelta(seconds=MAY_START_SECONDS):
+        raise BadInput(
+            f"run {run_id} may be starting elsewhere: it was handed to {newest.backend} "
+            f"{since.total_seconds() / 60:.0f} min ago",
+            hint=f"cancel it where it was launched, or try again {MAY_START_SECONDS / 60:.0f} min after that",
+        )
+
+
 def take_up(
     home: Path, store: Store, run_id: str, backend: Describes, *, given: Resolved | None, recipe_name: str
 ) -> RunRecord:
@@ -184,12 +209,7 @@ def take_up(
             f"run {run_id} is still running{detail}",
             hint=f"watch it with `ftjob status {run_id}`, or `ftjob cancel` it",
         )
-    if view.status is Status.UNKNOWN and view.last_sign_of_life is not None:
-        silent = now - view.last_sign_of_life
-        if silent < timedelta(seconds=MAY_LIVE_SECONDS):
-            raise BadInput(
-                f"run {run_id} may be running elsewhere: its last sign of life is {silent.total_seconds():.0f} s old",
-                hint=f"stop it where it runs, or try again after {MAY_LIVE_SECONDS:.0f} s of silence",
-            )
+    if view.status is Status.UNKNOWN:
+        _check_stands_still(store, run_id, view.last_sign_of_life, now)
     check_unchanged(record)
     return record

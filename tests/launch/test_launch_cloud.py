@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from itertools import count
 from pathlib import Path
 
@@ -147,6 +148,24 @@ def test_a_run_that_may_live_is_not_launched_twice(desk: Desk) -> None:
     assert again.exit_code == 2
     assert "still running" in again.stderr
     assert len(desk.sky.launched()) == 1
+
+
+def test_a_run_that_starts_from_another_machine_is_left_alone_until_it_must_have(desk: Desk, tmp_path: Path) -> None:
+    """Its SkyPilot cannot be asked from here, and before the first attempt there is no sign of life to see."""
+    desk.ftjob("launch", *ON_SLURM, "--yes", "--detach", "--name", "my-run", desk.recipe)
+    other = Desk(tmp_path / "other")
+    again = ("launch", "--run", "my-run", "--bucket", desk.bucket, *ON_SLURM, "--yes", "--detach")
+    refused = other.ftjob(*again)
+    assert (refused.exit_code, other.sky.launched()) == (2, [])
+    assert "may be starting elsewhere: it was handed to skypilot 0 min ago" in refused.stderr
+
+    key, store = RunLayout("my-run").submission(1), open_store(desk.bucket)
+    submission = Submission.from_bytes(store.get(key), name=key)
+    store.delete(key)
+    long_ago = submission.model_copy(update={"submitted_at": submission.submitted_at - timedelta(minutes=16)})
+    store.put_new(key, long_ago.to_bytes())
+    done = other.ftjob(*again)
+    assert (done.exit_code, len(other.sky.launched())) == (0, 1), done.stderr
 
 
 def test_a_machine_that_can_only_read_the_bucket_says_what_it_knows(desk: Desk, tmp_path: Path) -> None:
