@@ -269,6 +269,16 @@ def test_status_tells_everything_about_a_run(finished: Desk) -> None:
         assert said in text
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_an_old_locale_lacks_letters_and_changes_no_exit_code(finished: Desk, encoding: str) -> None:
+    variables = finished.variables | {"PYTHONIOENCODING": encoding}
+    for arguments in (["status", "done"], ["check", "--show", "1", str(finished.recipe)], ["status", "done", "--json"]):
+        done = subprocess.run([*FTJOB, *arguments], env=variables, capture_output=True, check=False)
+        assert (done.returncode, done.stderr) == (0, b""), arguments
+        assert done.stdout.decode(encoding)
+    assert json.loads(done.stdout)["status"] == "succeeded"
+
+
 def test_status_without_a_run_is_the_newest(desk: Desk) -> None:
     for run_id in ("z-first", "a-second"):
         desk.create(run_id)
