@@ -117,7 +117,7 @@ def prepare(here: Here, wish: Wish, *, for_launch: bool) -> Prepared:
     uploads: tuple[Upload, ...] = ()
     if wish.backend != LocalBackend.name and not shares_files(wish.clouds) and wish.run_id is None:
         record, uploads = into_bucket(record, store)
-    budget, spent = budget_of(record, store, wish)
+    budget, spent = budget_of(record, store, wish, given=resolved.recipe.budget if resolved is not None else None)
     _check_precision(record, resolved)
     if for_launch:
         check_bucket(store)
@@ -269,9 +269,12 @@ def _said_of_check(resolved: Resolved) -> list[str]:
     return notes
 
 
-def budget_of(record: RunRecord, store: Store, wish: Wish) -> tuple[Budget, float]:
+def budget_of(record: RunRecord, store: Store, wish: Wish, *, given: Budget | None = None) -> tuple[Budget, float]:
     """What the run may cost, as said now, else as its last submission said, else as its recipe says; and what it has
     cost.
+
+    Args:
+        given: of the recipe that is named together with a run. What was written into it since the launch is said now.
 
     Raises:
         BadInput: it is used up.
@@ -281,7 +284,11 @@ def budget_of(record: RunRecord, store: Store, wish: Wish) -> tuple[Budget, floa
     if wish.run_id is None:
         return budget_for(base, dollars=wish.budget, by=wish.by, now=now), 0.0
     view = RunReader(store, record.run_id, Elsewhere("")).poll(now).certain
-    budget = budget_for(view.budget, dollars=wish.budget, by=wish.by, now=now)
+    written = (
+        {} if given is None else {name: value for name, value in given if value not in (None, getattr(base, name))}
+    )
+    holds = view.budget.model_copy(update=written)
+    budget = budget_for(holds, dollars=wish.budget, by=wish.by, now=now)
     if budget.max_usd is not None and view.spent_usd is not None and view.spent_usd >= budget.max_usd:
         raise BadInput(
             f"run {record.run_id} has spent ${view.spent_usd:.2f} of its ${budget.max_usd:.2f}",

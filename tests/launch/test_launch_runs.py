@@ -10,12 +10,14 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from job.contract.budget import Budget
 from job.contract.errors import AccessRefused, RunUnknown, Unreachable
 from job.contract.layout import Key, RunLayout, Uri
 from job.contract.metrics import Committed, Evaluated, Heartbeat, MetricLine, Restored, Step, dump_lines
 from job.contract.outcome import Outcome
 from job.contract.records import AttemptClaim, AttemptEnd, Hardware, RunRecord
 from job.contract.status import BackendState, Status
+from job.contract.submission import Submission
 from job.storage import ObjectInfo, Progress, Store
 from launch.backend import Described
 from launch.begin import take_up
@@ -287,6 +289,29 @@ def test_what_was_read_in_part_is_no_receipt_and_no_ground_to_go_on(desk: Desk, 
         take_up(desk.home, store, "one", Says(BackendState.GONE), given=None, recipe_name="")
     with pytest.raises(Unreachable, match="no route"):
         budget_of(record, store, Wish(run_id="one"))
+
+
+def test_a_ceiling_that_was_written_into_the_recipe_since_holds(desk: Desk, record: RunRecord) -> None:
+    """Whoever lowers it and names the recipe must not be billed by the one before."""
+    said = Budget(max_usd=40, max_hourly_usd=3)
+    submission = Submission(
+        submission=1,
+        nonce="n",
+        submitted_at=at(0),
+        backend="local",
+        offers=(),
+        image=None,
+        last_attempt=None,
+        budget=said,
+    )
+    desk.store.put_new(LAYOUT.submission(1), submission.to_bytes())
+
+    def holds(given: Budget | None, dollars: str | None = None) -> Budget:
+        return budget_of(record, desk.store, Wish(run_id="one", budget=dollars), given=given)[0]
+
+    assert holds(None) == holds(Budget()) == holds(record.recipe.budget) == said
+    assert holds(Budget(max_usd=5)) == Budget(max_usd=5, max_hourly_usd=3)
+    assert holds(Budget(max_usd=5), "+20").max_usd == 25
 
 
 def test_one_broken_metrics_object_hides_nothing_else(desk: Desk, record: RunRecord) -> None:
