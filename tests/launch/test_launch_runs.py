@@ -186,6 +186,18 @@ def test_after_a_resume_the_step_is_the_newest_attempts(record: RunRecord) -> No
     assert view_of(facts, Described(BackendState.ALIVE), bucket="b", now=at(60)).step == 4
 
 
+def test_a_calendar_that_was_set_back_hides_no_commit_and_no_sign_of_life(record: RunRecord) -> None:
+    facts = Facts(record, claims={1: claim(1, 7000), 2: claim(2, 100)})
+    beats = [
+        Heartbeat(at=at(seconds), elapsed=elapsed, phase="training") for elapsed, seconds in ((10, 9000), (30, 120))
+    ]
+    facts.lines = {1: [restored(0), committed(4, 8000)], 2: [restored(4), *beats, committed(6, 110)]}
+    view = view_of(facts, Described(BackendState.ALIVE), bucket="b", now=at(150))
+    assert view.last_commit is not None
+    assert (view.last_commit.step, view.last_commit.age_seconds) == (6, 40)
+    assert view.last_sign_of_life == at(120)
+
+
 @pytest.mark.parametrize(("age", "lived", "old"), [(1700, 9999, False), (1900, 9999, True), (1900, 60, False)])
 def test_a_commit_that_is_old_for_a_run_that_trains_is_marked(
     record: RunRecord, age: float, lived: float, old: bool
