@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -15,15 +16,17 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from job.contract.errors import Unreachable
-from job.contract.layout import RunLayout
+from job.contract.errors import DatasetInvalid, Unreachable
+from job.contract.layout import RunLayout, Uri, dataset_key
 from job.contract.submission import Submission
 from job.storage import open_store
 from launch.cli import cli
 from launch.cloud import FRESH_SECONDS, CloudBackend
+from launch.plan import Upload
 from launch.settings import Settings
 from launch.skypilot import ManagedJob
 from launch.task import job_name
+from launch.upload import put_dataset
 from tests.launch.fake_sky import FakeSky
 from tests.launch.kit import make_recipe
 
@@ -205,6 +208,23 @@ def test_a_dataset_of_this_machine_is_put_into_the_bucket_first(desk: Desk, s3_u
     assert store.get(dataset) == (desk.recipe.parent / "rows.jsonl").read_bytes()
     record = json.loads(store.get(RunLayout("my-run").recipe))
     assert record["train"]["uri"] == record["recipe"]["dataset"]["train"] == f"{s3_uri}/{dataset}"
+
+
+def test_a_dataset_that_changes_while_a_person_is_asked_is_not_uploaded_as_the_one_that_was_checked(
+    tmp_path: Path, s3_uri: str
+) -> None:
+    """It would lie under the digest of the other for good, and refuse every launch of that one on a bought machine."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "a", "completion": "b"}\n')
+    checked = hashlib.sha256(rows.read_bytes()).hexdigest()
+    upload = Upload(source=Uri(rows.as_uri()), uri=Uri(f"{s3_uri}/{dataset_key(checked)}"), sha256=checked)
+    rows.write_text('{"prompt": "a", "completion": "c"}\n')
+    with pytest.raises(DatasetInvalid, match="was changed after it was checked"):
+        put_dataset(upload)
+    assert list(open_store(s3_uri).list("datasets/")) == []
+    rows.write_text('{"prompt": "a", "completion": "b"}\n')
+    put_dataset(upload)
+    assert open_store(s3_uri).get(dataset_key(checked)) == rows.read_bytes()
 
 
 def test_local_launches_go_on_without_skypilot(tmp_path: Path) -> None:
