@@ -184,4 +184,4 @@ def _answer(view: RunView, *, as_json: bool) -> None:
         where = f"at step {view.last_commit.step}" if view.last_commit else "at its start"
         click.echo(f"the run stands {where}; go on with: ftjob launch --run {view.run_id}", err=True)
     elif not view.status.is_over:
-        click.echo(f"the run goes on; see it with: ftjob status {view.run_id}", err=True)
+        click.echo(f"it was asked to stop, and is left to that; see it with: ftjob status {view.run_id}", err=True)

@@ -145,7 +145,7 @@ def test_a_second_interrupt_leaves_the_run_to_itself(desk: Desk) -> None:
         out, err = process.communicate(timeout=60)
     assert process.returncode == 75, err
     assert json.loads(out)["status"] == "running"
-    assert "the run goes on; see it with: ftjob status left" in err
+    assert "it was asked to stop, and is left to that; see it with: ftjob status left" in err
     assert is_locked(RunFolder.of(desk.home, "left").lock)
 
 
