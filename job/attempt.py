@@ -175,7 +175,8 @@ class Attempt:
         return Ceiling(self._store, self._layout, claim, elapsed=lambda: journal.elapsed, stop=stop)
 
     def _more_budget(self) -> str:
-        return f"`ftjob launch --run {self._environ.run_id} --budget +USD` goes on from the last commit"
+        more = "--by TIME" if self._ceiling is not None and self._ceiling.lacks_time else "--budget +USD"
+        return f"`ftjob launch --run {self._environ.run_id} {more}` goes on from the last commit"
 
     def _fetch_dataset(self, record: RunRecord) -> Files:
         def bring(digest: DatasetDigest) -> Path:

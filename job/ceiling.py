@@ -81,17 +81,12 @@ class Ceiling:
         """Whether the attempt has trained for as long as it may."""
         if self.budget.is_none:
             return False
-        left = seconds_left(
-            self.budget,
-            spent_usd=self.spent_usd,
-            usd_per_hour=self._rate,
-            reserve=self.reserve,
-            heartbeat_seconds=self._claim.heartbeat_seconds,
-            seconds_to_deadline=None if self._to_deadline is None else self._to_deadline - self._elapsed(),
-            dearest_usd_per_hour=self._dearest,
-            look_seconds=self._look_seconds,
-        )
-        return left <= 0
+        return self._left(None if self._to_deadline is None else self._to_deadline - self._elapsed()) <= 0
+
+    @property
+    def lacks_time(self) -> bool:
+        """Whether it is the deadline that ends the run, and not the money."""
+        return self._to_deadline is not None and self._left(None) > 0
 
     @property
     def is_spent(self) -> bool:
@@ -106,7 +101,7 @@ class Ceiling:
     @property
     def why(self) -> str:
         """What ended the run, for people."""
-        if self.budget.max_usd is not None and self._rate is not None:
+        if self.budget.max_usd is not None and self._rate is not None and not self.lacks_time:
             return f"${self.spent_usd:.2f} of ${self.budget.max_usd:.2f} are spent"
         return f"the deadline {self.budget.deadline} is near"
 
@@ -123,6 +118,19 @@ class Ceiling:
     def note_evaluation(self, seconds: float) -> None:
         """An evaluation takes so long."""
         self.reserve = self.reserve.model_copy(update={"evaluate_seconds": seconds})
+
+    def _left(self, seconds_to_deadline: float | None) -> float:
+        """Seconds that may still be trained."""
+        return seconds_left(
+            self.budget,
+            spent_usd=self.spent_usd,
+            usd_per_hour=self._rate,
+            reserve=self.reserve,
+            heartbeat_seconds=self._claim.heartbeat_seconds,
+            seconds_to_deadline=seconds_to_deadline,
+            dearest_usd_per_hour=self._dearest,
+            look_seconds=self._look_seconds,
+        )
 
     def _can_land(self, loading_seconds: float) -> bool:
         return can_land(

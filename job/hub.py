@@ -53,8 +53,8 @@ class HubFiles:
         return self._model / "snapshots" / self._commit
 
     def files(self) -> list[Remote]:
-        if is_commit(self._ref.revision) and self._listing.is_file():
-            return [Remote(**file) for file in json.loads(self._listing.read_text(encoding="utf-8"))]
+        if is_commit(self._ref.revision) and (known := _read(self._listing)):
+            return known
         listed = self._ask()
         self._listing.parent.mkdir(parents=True, exist_ok=True)
         written = self._listing.with_suffix(".new")
@@ -160,6 +160,14 @@ class _Bar:
 
     def update(self, count: float | None = 1) -> None:
         self._heard(int(count or 0))
+
+
+def _read(listing: Path) -> list[Remote]:
+    """What is remembered of a commit's files; nothing, where that cannot be read: the hub is asked again then."""
+    try:
+        return [Remote(**file) for file in json.loads(listing.read_bytes())]
+    except (OSError, ValueError, TypeError):
+        return []
 
 
 def _remote(file: Any) -> Remote:

@@ -62,7 +62,8 @@ def load(recipe: Recipe, base: Base) -> Any:
     """The base model, frozen and quantised as the recipe says, with a fresh adapter on it (initialised by the seed).
 
     Raises:
-        ModelInvalid: the weights cannot be loaded, or the recipe's target_modules name nothing in it.
+        ModelInvalid: the weights cannot be loaded, or one of the recipe's target_modules names nothing in it that can
+            be trained.
         TrainingFailed: they do not fit into the GPU.
     """
     published = _is_published_quantised(recipe, base)
@@ -98,6 +99,7 @@ def load(recipe: Recipe, base: Base) -> Any:
     model.config.use_cache = False
     model.requires_grad_(False)
     set_seed(recipe.training.seed)  # the adapter's initialisation is random
+    _check_targets(recipe, model)
     try:
         return get_peft_model(model, lora_config(recipe))
     except ValueError as error:
@@ -118,6 +120,32 @@ def _is_published_quantised(recipe: Recipe, base: Base) -> bool:
     if (refused := refuse_quantised(config, recipe.method, model=recipe.base_model.id)) is not None:
         raise refused
     return is_quantised(config)
+
+
+def _check_targets(recipe: Recipe, model: Any) -> None:
+    """That every name of target_modules is one in this model: PEFT is content with one of them, and would train less
+    than was asked for without a word.
+
+    Raises:
+        ModelInvalid: names those that are none; or one is the output layer, whose adapter the loss would pass by.
+    """
+    targets = () if recipe.lora.target_modules == "all-linear" else recipe.lora.target_modules
+    head = model.get_output_embeddings()
+    named = dict(model.named_modules())
+    # As PEFT matches them: the whole name, or its end behind a dot.
+    found = {target: [m for name, m in named.items() if f".{name}".endswith(f".{target}")] for target in targets}
+    nothing = [target for target in targets if not found[target]]
+    if nothing:
+        raise ModelInvalid(
+            f"lora.target_modules fits nothing in {recipe.base_model.id} with {', '.join(map(repr, nothing))}",
+            hint='correct it, or leave lora.target_modules out for "all-linear"',
+        )
+    if any(module is head for modules in found.values() for module in modules):
+        raise ModelInvalid(
+            f"lora.target_modules names the output layer of {recipe.base_model.id}: its adapter would not be trained, "
+            "since the loss is computed with the layer's own weights",
+            hint='leave it out, or lora.target_modules for "all-linear"',
+        )
 
 
 def settle_quantised(model: Any, compute: torch.dtype) -> None:

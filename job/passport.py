@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+from job.contract.errors import Damaged
 from job.contract.history import summarise_attempts
 from job.contract.layout import RunLayout
 from job.contract.ledger import ledger_of
@@ -16,6 +17,7 @@ from job.contract.metrics import MetricLine, parse_lines
 from job.contract.receipt import Receipt, receipt_of
 from job.contract.records import AttemptClaim, AttemptEnd, AttemptSummary, Versions
 from job.contract.submission import Submission
+from job.logs import get_logger
 from job.storage import Store
 
 
@@ -78,7 +80,7 @@ class Story:
 
 
 def read_story(store: Store, layout: RunLayout) -> Story:
-    """The records of all attempts of a run. Raises StorageError, Damaged."""
+    """The records of all attempts of a run, without metrics that cannot be read. Raises StorageError, Damaged."""
     claims: dict[int, AttemptClaim] = {}
     ends: dict[int, AttemptEnd] = {}
     for info in store.list(layout.attempts):
@@ -89,7 +91,12 @@ def read_story(store: Store, layout: RunLayout) -> Story:
     lines: dict[int, list[MetricLine]] = defaultdict(list)
     for info in store.list(layout.metrics):
         if (position := layout.metrics_position(info.key)) is not None:
-            lines[position[0]] += parse_lines(store.get(info.key), name=info.key)
+            try:
+                lines[position[0]] += parse_lines(store.get(info.key), name=info.key)
+            except Damaged as error:
+                # No weight depends on it, and each line tells the time since its claim: the bill lacks an interval at
+                # most. That is no reason to give up the run.
+                get_logger().warning("metrics.damaged", error=error.message)
     submissions = {
         number: Submission.from_bytes(store.get(info.key), name=info.key)
         for info in store.list(layout.submissions)

@@ -81,7 +81,8 @@ def model_card(passport: Passport) -> str:
     landed = (
         ""
         if passport.complete
-        else f"**Not complete**: its budget ended. `ftjob launch --run {passport.run_id} --budget +USD` goes on.\n\n"
+        else f"**Not complete**: its budget, of money or of time, ended. `ftjob launch --run {passport.run_id}` with "
+        "`--budget +USD` or `--by TIME` goes on.\n\n"
     )
     repeated = sum(attempt.steps_repeated for attempt in passport.attempts)
     return f"""---

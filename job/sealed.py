@@ -1,9 +1,11 @@
 """A checkpoint on the local disk: sealed by a manifest beside its files, or nothing.
 
-<spool>/a0001/step-00000400-a0001/files/...       what will be uploaded
-<spool>/a0001/step-00000400-a0001/journal/...     the metric lines that are not in the bucket yet
-<spool>/a0001/step-00000400-a0001/manifest.json   the seal, written last
-<spool>/a0001/.alive                              locked as long as the attempt lives
+<spool>/<run>/a0001/step-00000400-a0001/files/...       what will be uploaded
+<spool>/<run>/a0001/step-00000400-a0001/journal/...     the metric lines that are not in the bucket yet
+<spool>/<run>/a0001/step-00000400-a0001/manifest.json   the seal, written last
+<spool>/<run>/a0001/.alive                              locked as long as the attempt lives
+
+Runs may share a disk: the volume of a container outlives the run that it was made for.
 """
 
 from __future__ import annotations
@@ -24,6 +26,11 @@ from job.storage import Store
 FILES: Final = "files"
 _MANIFEST: Final = "manifest.json"
 _JOURNAL: Final = "journal"
+
+
+def spool_of(folder: Path, layout: RunLayout) -> Path:
+    """Where a run's attempts have their folders. Another run's checkpoints are never this one's."""
+    return folder / layout.run_id
 
 
 def seal(
@@ -70,7 +77,7 @@ def discard(folder: Path) -> None:
 
 
 def adopt(store: Store, layout: RunLayout, folder: Path) -> list[CheckpointName]:
-    """Commit what dead attempts left in this folder, oldest first; returns what was committed.
+    """Commit what dead attempts of the run left in the spool, oldest first; returns what was committed.
 
     Only sealed checkpoints whose bytes still match their manifest are adopted; the rest is removed. The folder of an
     attempt that is still alive is left alone: it holds a lock, which its death releases.
@@ -79,7 +86,7 @@ def adopt(store: Store, layout: RunLayout, folder: Path) -> list[CheckpointName]
         StorageError: the store is out of reach; everything stays where it is.
     """
     adopted: list[CheckpointName] = []
-    for owner in sorted(folder.glob("a[0-9]*")):
+    for owner in sorted(spool_of(folder, layout).glob("a[0-9]*")):
         try:
             lock = AliveLock(owner)
         except BlockingIOError:

@@ -21,7 +21,7 @@ from job.contract.layout import CheckpointName, Key, RunLayout
 from job.contract.records import CheckpointManifest
 from job.logs import get_logger
 from job.patience import pauses
-from job.sealed import FILES, AliveLock, discard, seal
+from job.sealed import FILES, AliveLock, discard, seal, spool_of
 from job.storage import Store
 from job.storage.store import translate_os_error
 
@@ -73,7 +73,7 @@ class Spool:
     """The checkpoints of one attempt on their way to the bucket. One thread stages, one seals, one uploads.
 
     Args:
-        folder: of all attempts on this disk; each has a folder of its own in it.
+        folder: of all runs and attempts on this disk; each has a folder of its own in it.
         keep: how many of the newest checkpoints the pruner spares.
         journal: flushed before each commit, and what of it is not flushed is sealed with the checkpoint: what a resume
             will not do again must be on record no later than the checkpoint that covers it.
@@ -95,7 +95,7 @@ class Spool:
     ) -> None:
         self._store = store
         self._layout = layout
-        self._folder = folder / f"a{attempt:04d}"
+        self._folder = spool_of(folder, layout) / f"a{attempt:04d}"
         self._keep = keep
         self._journal = journal
         self._on_commit = on_commit

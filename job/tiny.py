@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 HIDDEN: Final = 64
@@ -42,14 +42,15 @@ CHAT_TEMPLATE: Final = (
 
 
 def write_tiny_model(folder: Path) -> None:
-    """Write the model into a folder that may exist; the same bytes every time."""
+    """Write the model into a folder that may exist; the same bytes every time. Raises OSError."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = _tokenizer()
-    tokenizer.save(str(folder / "tokenizer.json"))
+    # What the libraries make is written by ourselves: they have errors of their own for a full disk.
+    (folder / "tokenizer.json").write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
     vocabulary = tokenizer.get_vocab_size()
     _write_json(folder / "tokenizer_config.json", _tokenizer_config())
     _write_json(folder / "config.json", _config(vocabulary))
-    save_file(_weights(vocabulary), folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "model.safetensors").write_bytes(save(_weights(vocabulary), metadata={"format": "pt"}))
 
 
 def _tokenizer() -> Tokenizer:

@@ -58,7 +58,7 @@ def launch_run(
     with Interrupts() as interrupts:
         start(here, prepared)
         if detach:
-            return _leave(prepared.store, prepared.record, as_json=as_json)
+            return _leave(prepared, as_json=as_json)
         view = stay(prepared.store, prepared.record, prepared.backend, interrupts, course=course)
         while course is not None and course.wanted is not None and not interrupts.count and _goes_on(view):
             wish = replace(wish, run_id=view.run_id, name=None, policy=course.wanted)
@@ -126,8 +126,10 @@ def _task_text(prepared: Prepared) -> str:
     return as_yaml(backend.task(prepared.plan, prepared.environ))
 
 
-def _leave(store: Store, record: RunRecord, *, as_json: bool) -> int:
+def _leave(prepared: Prepared, *, as_json: bool) -> int:
+    record, store = prepared.record, prepared.store
     view = view_of(Facts(record), Described(BackendState.QUEUED), bucket=store.uri, now=datetime.now(UTC))
+    view = view.model_copy(update={"budget": prepared.plan.budget})  # what was said now, and not in the recipe
     if as_json:
         click.echo(render.as_json(view))
     else:
@@ -180,4 +182,4 @@ def _answer(view: RunView, *, as_json: bool) -> None:
         where = f"at step {view.last_commit.step}" if view.last_commit else "at its start"
         click.echo(f"the run stands {where}; go on with: ftjob launch --run {view.run_id}", err=True)
     elif not view.status.is_over:
-        click.echo(f"the run goes on; see it with: ftjob status {view.run_id}", err=True)
+        click.echo(f"it was asked to stop, and is left to that; see it with: ftjob status {view.run_id}", err=True)

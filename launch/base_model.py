@@ -11,6 +11,7 @@ from job.contract.layout import Key
 from job.contract.recipe import TINY_MODEL, BaseModelRef
 from job.dataset.source import local_path
 from job.storage import Store, open_store
+from launch.home import from_home
 from launch.hub import Hub, Pinned
 
 
@@ -72,16 +73,20 @@ def _in_bucket(ref: BaseModelRef) -> Pinned:
 
 def _on_this_machine(ref: BaseModelRef, folder: Path) -> Pinned:
     path = _path(ref, folder)
-    if not path.is_dir():
-        raise ModelInvalid(f"base model {ref.id} is not a folder ({path})", hint="paths are relative to the recipe")
-    return _pinned(ref, str(path), {file.name: file.stat().st_size for file in path.iterdir() if file.is_file()})
+    try:
+        if not path.is_dir():
+            raise ModelInvalid(f"base model {ref.id} is not a folder ({path})", hint="paths are relative to the recipe")
+        sizes = {file.name: file.stat().st_size for file in path.iterdir() if file.is_file()}
+    except OSError as error:
+        raise ModelInvalid(f"base model {ref.id} cannot be read: {error.strerror or error}") from error
+    return _pinned(ref, str(path), sizes)
 
 
 def _path(ref: BaseModelRef, folder: Path) -> Path:
     path = local_path(str(_store(ref).uri)) if "://" in ref.id else None
     if path is not None:
         return path
-    return Path(os.path.normpath(folder.absolute() / Path(ref.id).expanduser()))
+    return Path(os.path.normpath(folder.absolute() / from_home(ref.id)))
 
 
 def _store(ref: BaseModelRef) -> Store:

@@ -21,11 +21,14 @@ from launch.backend import Backend
 from launch.home import Remembered, forget, note_submission, recall, remember
 from launch.plan import Plan
 from launch.resolve import Resolved, check_same_recipe, check_unchanged
-from launch.runs import Describes, RunReader, read_run
+from launch.runs import Describes, RunReader, newest_submission, read_run
 from launch.settings import ftjob_version
 
 MAY_LIVE_SECONDS: Final = 120.0
 """A run that nobody here can ask about is left alone for so long after its last sign of life: eight heartbeats."""
+MAY_START_SECONDS: Final = 15 * 60.0
+"""And for so long after it was handed over, if there was no sign of life since: a machine is looked for, boots, and
+fetches the image."""
 
 _LONGEST_STEM: Final = 63 - len("-20260101-000000-abcd")
 
@@ -95,6 +98,13 @@ def check_same_bucket(known: Remembered, store: Store) -> None:
         )
 
 
+def next_submission(store: Store, run_id: str) -> int:
+    """The number that a launch of the run takes, if no other launcher is faster. Asked before anything else about the
+    run: whatever is decided then holds for as long as the number is free. Raises StorageError."""
+    layout = RunLayout(run_id)
+    return max((layout.submitted(info.key) or 0 for info in store.list(layout.submissions)), default=0) + 1
+
+
 def submit_run(
     home: Path,
     store: Store,
@@ -102,17 +112,21 @@ def submit_run(
     environ: JobEnviron,
     backend: Backend,
     *,
+    number: int,
     secrets: Mapping[str, str],
 ) -> None:
     """Say in the bucket and on this machine who runs the run, and hand it over. In this order: a launcher that dies in
     between leaves a run of which `status` says that it never started, and not one that runs unknown to everybody.
 
+    Args:
+        number: of the submission, from `next_submission`. Of two launchers that go on with a run one gets it.
+
     Raises:
+        BadInput: another launcher was faster.
         FtjobError: the backend could not start it.
         StorageError: the bucket is out of reach for now.
     """
     layout = RunLayout(plan.run_id)
-    number = max((layout.submitted(info.key) or 0 for info in store.list(layout.submissions)), default=0) + 1
     environ = environ.model_copy(update={"submission": number})
     if plan.buys:  # the backend restarts for ever, so the job has to know where it ends
         attempts = [layout.claimed_attempt(info.key) or 0 for info in store.list(layout.attempts)]
@@ -128,10 +142,38 @@ def submit_run(
         last_attempt=environ.last_attempt,
         budget=plan.budget,
     )
-    store.put_new(layout.submission(submission.submission), submission.to_bytes())
+    try:
+        store.put_new(layout.submission(number), submission.to_bytes())
+    except AlreadyExists as error:
+        raise BadInput(
+            f"run {plan.run_id} was handed over by another launcher in the meantime",
+            hint=f"watch it with `ftjob status {plan.run_id}`",
+        ) from error
     known = Remembered(run_id=plan.run_id, bucket=store.uri, backend=backend.name, submitted_at=submission.submitted_at)
     note_submission(home, known)
     backend.submit(plan, environ, secrets)
+
+
+def _check_stands_still(store: Store, run_id: str, sign: datetime | None, now: datetime) -> None:
+    """Refuse to go on with a run that nobody here can ask about, for as long as it may live, or its machine may start.
+
+    Raises:
+        BadInput: it may.
+    """
+    if sign is not None and (silent := now - sign) < timedelta(seconds=MAY_LIVE_SECONDS):
+        raise BadInput(
+            f"run {run_id} may be running elsewhere: its last sign of life is {silent.total_seconds():.0f} s old",
+            hint=f"stop it where it runs, or try again after {MAY_LIVE_SECONDS:.0f} s of silence",
+        )
+    newest = newest_submission(store, run_id)
+    if newest is None or (sign is not None and sign > newest.submitted_at):
+        return
+    if (since := now - newest.submitted_at) < timedelta(seconds=MAY_START_SECONDS):
+        raise BadInput(
+            f"run {run_id} may be starting elsewhere: it was handed to {newest.backend} "
+            f"{since.total_seconds() / 60:.0f} min ago",
+            hint=f"cancel it where it was launched, or try again {MAY_START_SECONDS / 60:.0f} min after that",
+        )
 
 
 def take_up(
@@ -148,6 +190,7 @@ def take_up(
         RunUnknown: there is no such run.
         BadInput: it is still running, or finished.
         IdentityMismatch: its dataset, or the recipe given, is another than at its launch.
+        Unreachable: its records cannot be read for now, so that nobody knows whether it lives.
     """
     known = recall(home, run_id)
     if known is not None:
@@ -157,7 +200,7 @@ def take_up(
         check_same_recipe(record, given.recipe, name=recipe_name)
     now = datetime.now(UTC)
     poll = RunReader(store, run_id, backend).poll(now)
-    view = poll.view
+    view = poll.certain
     if view.status is Status.SUCCEEDED:
         raise BadInput(f"run {run_id} is finished", hint=f"`ftjob fetch {run_id}` brings its adapter here")
     if view.status in (Status.PENDING, Status.RUNNING, Status.RECOVERING):
@@ -166,12 +209,7 @@ def take_up(
             f"run {run_id} is still running{detail}",
             hint=f"watch it with `ftjob status {run_id}`, or `ftjob cancel` it",
         )
-    if view.status is Status.UNKNOWN and view.last_sign_of_life is not None:
-        silent = now - view.last_sign_of_life
-        if silent < timedelta(seconds=MAY_LIVE_SECONDS):
-            raise BadInput(
-                f"run {run_id} may be running elsewhere: its last sign of life is {silent.total_seconds():.0f} s old",
-                hint=f"stop it where it runs, or try again after {MAY_LIVE_SECONDS:.0f} s of silence",
-            )
+    if view.status is Status.UNKNOWN:
+        _check_stands_still(store, run_id, view.last_sign_of_life, now)
     check_unchanged(record)
     return record

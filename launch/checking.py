@@ -19,6 +19,7 @@ from job.contract.quantised import refuse_quantised
 from job.contract.recipe import Recipe
 from job.contract.supervision import ShownRow, Supervised
 from job.dataset.examine import shared_by_split, shared_rows
+from job.dataset.problems import find, problem_of
 from launch.base_model import pin
 from launch.cache import keep_newest, use
 from launch.datasets import dataset_uri, local_copy
@@ -28,6 +29,7 @@ from launch.hub import Hub
 from launch.isolation import leak_of
 from launch.rendered import NOT_CHECKED, DatasetFile, Rows, supervision_of
 from launch.steps import Lengths
+from launch.targets import unknown_targets
 
 SHOWN: Final = 20
 """Problems of each kind that are listed, unless told otherwise."""
@@ -99,6 +101,8 @@ def check_recipe(
         found = Found([seen, *([judged] if judged is not None else [])])
         if judged is not None:
             found.add(shared_rows(seen, judged))
+        elif isinstance(own, float) and seen.file.rows == 1 and not seen.file.bad:
+            found.add([problem_of(find("one-row"), file=train.name)])
         found.add(_of_model(recipe, model, failure))
         told, said = _render(rows, model, found, cache=cache, shown=shown, thorough=thorough, anyway=anyway)
         if failure is not None and not isinstance(failure, ModelInvalid):
@@ -168,6 +172,16 @@ def _of_model(recipe: Recipe, model: ModelFacts | None, failure: FtjobError | No
     refused = failure if isinstance(failure, ModelInvalid) else model.refused if model is not None else None
     if refused is not None:
         yield Problem(code="model", severity="error", file="", message=refused.message, hint=refused.hint)
+    shape = model.shape if model is not None else ""
+    if not isinstance(shape, str) and (unknown := unknown_targets(recipe.lora, shape)):
+        yield Problem(
+            code="target-modules",
+            severity="error",
+            file="",
+            message=f"lora.target_modules fits nothing that can be trained in {recipe.base_model.id} with "
+            f"{', '.join(map(repr, unknown))}",
+            hint='correct it, or leave lora.target_modules out for "all-linear"',
+        )
     config = model.config if model is not None else ""
     if not isinstance(config, str) and (
         quantised := refuse_quantised(config, recipe.method, model=recipe.base_model.id)

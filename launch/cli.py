@@ -5,7 +5,9 @@ Answers go to stdout, everything else to stderr. Nothing heavy is imported befor
 
 from __future__ import annotations
 
+import io
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -66,6 +68,9 @@ def cli() -> None:
 
 def main() -> None:
     """The `ftjob` command."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # In an old locale a letter may have no code: that must not become the exit code of a run that succeeded.
+        sys.stdout.reconfigure(errors="replace")
     cli(prog_name="ftjob")
 
 

@@ -12,7 +12,7 @@ from typing import Final
 
 import click
 
-from job.contract.errors import BadInput, FtjobError, RunUnknown, StorageError
+from job.contract.errors import BadInput, Damaged, FtjobError, RunUnknown, StorageError
 from job.contract.receipt import Receipt
 from job.contract.recipe import Recipe
 from job.storage import Store
@@ -151,8 +151,11 @@ def views_of_buckets(here: Here, bucket: str | None) -> list[RunView]:
     for store in stores:
         try:
             for run_id in list(list_runs(store)):
-                reader = RunReader(store, run_id, here.who_describes(run_id, store), metrics=False)
-                views.append(reader.poll(now).view)
+                try:
+                    reader = RunReader(store, run_id, here.who_describes(run_id, store), metrics=False)
+                    views.append(reader.poll(now).view)
+                except (Damaged, RunUnknown) as error:  # one that cannot be read, or was just removed, hides no other
+                    click.echo(f"run {run_id} cannot be listed: {error.message}", err=True)
         except StorageError as error:
             if len(stores) == 1:
                 raise

@@ -15,6 +15,7 @@ from job.contract.records import DatasetDigest
 from job.dataset.reader import fingerprint
 from job.dataset.source import local_path
 from job.storage import open_object
+from launch.home import from_home
 
 _SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
@@ -26,7 +27,7 @@ def dataset_uri(reference: str, folder: Path) -> str:
         DatasetInvalid: it is in a place that cannot be read from.
     """
     if not _SCHEME.match(reference):
-        return Path(os.path.normpath(folder.absolute() / Path(reference).expanduser())).as_uri()
+        return Path(os.path.normpath(folder.absolute() / from_home(reference))).as_uri()
     try:
         open_object(reference)
     except BadInput as error:
@@ -55,7 +56,11 @@ def local_copy(uri: str, name: str) -> Iterator[Path]:
     """
     path = local_path(uri)
     if path is not None:
-        if not path.exists():
+        try:
+            exists = path.exists()
+        except OSError as error:  # a folder on the way may not be entered, or the name is too long to be one
+            raise DatasetInvalid(f"dataset {name} cannot be read: {error.strerror or error}") from error
+        if not exists:
             raise DatasetInvalid(f"dataset {name} does not exist ({path})", hint="paths are relative to the recipe")
         yield path
         return

@@ -11,6 +11,7 @@ from job.contract.errors import BadInput, Damaged, FtjobError, NotFound
 from job.contract.layout import RunLayout
 from job.contract.records import AdapterManifest, FileDigest, Part
 from job.storage import Progress, Store, check_key
+from launch.home import from_home
 from launch.runs import newest_adapter, read_run
 
 
@@ -60,23 +61,31 @@ def fetch(store: Store, run_id: str, folder: Path, progress: Progress | None = N
         FtjobError: the folder cannot be written.
         StorageError: the bucket cannot be read.
     """
-    target = folder.expanduser().absolute()
+    target = from_home(str(folder)).absolute()
     manifest = read_adapter(store, run_id)
     base_model = read_run(store, run_id).recipe.base_model
-    staged = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    staged = target
     try:
-        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        there = target.exists()
+        if there and (not target.is_dir() or any(target.iterdir())):
             raise BadInput(
                 f"{target} exists and is not an empty folder", hint=f"name another: ftjob fetch {run_id} DIR"
             )
+        # A folder that is there stays the one it is: somebody may stand in it, it may be a mount, or a link.
+        staged = (target if there else target.parent) / f".ftjob-{uuid.uuid4().hex}"
         staged.mkdir(parents=True)
         for name, digest in manifest.files.items():
             _bring(store, RunLayout(run_id), manifest.attempt, name, digest, staged / name, progress)
-        staged.replace(target)
+        if there:
+            for path in staged.iterdir():
+                path.replace(target / path.name)
+        else:
+            staged.replace(target)
     except OSError as error:
         raise FtjobError(f"cannot write {target}: {error.strerror or error}", hint="name another folder") from error
     finally:
-        shutil.rmtree(staged, ignore_errors=True)
+        if staged != target:
+            shutil.rmtree(staged, ignore_errors=True)
     return Fetched(
         run_id=run_id,
         folder=str(target),

@@ -9,6 +9,7 @@ work/        the job's own folder (FTJOB_WORKDIR)
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Iterator
 from contextlib import suppress
@@ -108,6 +109,11 @@ def remembered_runs(home: Path) -> Iterator[Remembered]:
         remembered = read_model(path, Remembered)
         if remembered is not None:
             yield remembered
+
+
+def from_home(text: str) -> Path:
+    """A path as people write it. `~nobody` stays as it is, and is not there: pathlib would raise RuntimeError."""
+    return Path(os.path.expanduser(text))  # noqa: PTH111
 
 
 M = TypeVar("M", bound=BaseModel)

@@ -17,7 +17,7 @@ from job.contract.records import RunRecord
 from job.storage import Store, open_store
 from launch.access import Given, check_bucket, given_to_the_job
 from launch.backend import Backend, Shopping
-from launch.begin import create_run, new_record, new_run_id, submit_run, take_up
+from launch.begin import create_run, new_record, new_run_id, next_submission, submit_run, take_up
 from launch.here import Here
 from launch.local import LocalBackend
 from launch.plan import Plan, Upload, shares_files
@@ -43,6 +43,8 @@ class Prepared:
     record: RunRecord
     plan: Plan
     environ: JobEnviron
+    submission: int
+    """Number that the launch takes in the run's bucket, if no other launcher takes it first."""
     is_new: bool
     refused: BadInput | None
     """Why the quote speaks against it; to be raised once the plan was shown."""
@@ -61,11 +63,13 @@ def prepare(here: Here, wish: Wish, *, for_launch: bool) -> Prepared:
     backend = here.backend(here.settings, wish.backend)
     backend.check_ready()
     resolved = read(wish.recipe, here, wish.bucket, anyway=wish.anyway) if wish.recipe is not None else None
-    record, store = _run_of(here, wish, resolved)
+    record, store, submission = _run_of(here, wish, resolved)
     uploads: tuple[Upload, ...] = ()
     if wish.backend != LocalBackend.name and not shares_files(wish.clouds) and wish.run_id is None:
         record, uploads = into_bucket(record, store)
-    budget, spent = budget_and_spent(record, store, wish)
+    budget, spent = budget_and_spent(
+        record, store, wish, given=resolved.recipe.budget if resolved is not None else None
+    )
     model, longest = (resolved.model, resolved.lengths[0].longest) if resolved is not None else (None, None)
     check_precision(record.recipe, model, longest=longest)
     if for_launch:
@@ -92,6 +96,7 @@ def prepare(here: Here, wish: Wish, *, for_launch: bool) -> Prepared:
         plan=plan,
         refused=None if wish.anyway else refused,
         environ=backend.environ(record, bucket=store.uri, git_commit=commit),
+        submission=submission,
         is_new=wish.run_id is None,
         secrets=given.secrets,
     )
@@ -114,26 +119,29 @@ def start(here: Here, prepared: Prepared) -> None:
         prepared.plan,
         prepared.environ,
         prepared.backend,
+        number=prepared.submission,
         secrets=prepared.secrets,
     )
 
 
-def _run_of(here: Here, wish: Wish, resolved: Resolved | None) -> tuple[RunRecord, Store]:
-    """The record of the run to go on with, or of a new one, and the bucket that it lives in.
+def _run_of(here: Here, wish: Wish, resolved: Resolved | None) -> tuple[RunRecord, Store, int]:
+    """The record of the run to go on with, or of a new one, the bucket that it lives in, and the number that the launch
+    takes there.
 
     Raises:
         BadInput: neither is named, or as `take_up`.
     """
     if wish.run_id is not None:
         store = here.store(wish.run_id, wish.bucket)
+        submission = next_submission(store, wish.run_id)
         asked = here.who_describes(wish.run_id, store)
         taken = take_up(here.settings.home, store, wish.run_id, asked, given=resolved, recipe_name=str(wish.recipe))
-        return taken, store
+        return taken, store, submission
     if wish.recipe is None or resolved is None:
         raise BadInput("nothing to launch", hint="name a RECIPE, or a run with --run RUN")
     now = datetime.now(UTC)
     run_id = wish.name or new_run_id(wish.recipe.stem, now=now, token=secrets.token_hex(2))
-    return new_record(resolved, run_id=run_id, now=now), open_store(resolved.bucket)
+    return new_record(resolved, run_id=run_id, now=now), open_store(resolved.bucket), 1
 
 
 def _given(here: Here, wish: Wish, record: RunRecord, store: Store) -> Given:

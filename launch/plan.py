@@ -13,13 +13,15 @@ from job.contract.budget import Budget
 from job.contract.errors import BadInput
 from job.contract.layout import Uri
 from job.contract.recipe import TINY_MODEL, Recipe
-from job.contract.records import DatasetDigest, Part, RunRecord
+from job.contract.records import DatasetDigest, Part, RunRecord, Sha256
 from job.contract.submission import Offer, Way
 from launch.quote import Quote
 from launch.settings import Settings
 
 GUARD_SECONDS: Final = 60
 """The job ends itself first."""
+_FOR_EVER: Final = 1e9
+"""Seconds: thirty years. A sum that nobody ever spends may pay for more of them than a number holds."""
 LOCAL: Final = "local"
 DATA: Final = "/ftjob-data"
 """Where the job finds what SkyPilot brought; sky/train.yaml leads there from ~/ftjob-data."""
@@ -77,6 +79,8 @@ class Upload(Part):
 
     source: Uri
     uri: Uri
+    sha256: Sha256
+    """Of the bytes that were checked."""
 
 
 class Plan(Part):
@@ -137,7 +141,8 @@ class Plan(Part):
         prices = [offer.usd_per_hour for offer in self.offers if offer.usd_per_hour]
         if self.budget.max_usd is None or not prices:
             return None
-        return math.ceil(max(self.budget.max_usd - self.spent_usd, 0.0) / min(prices) * 3600) + GUARD_SECONDS
+        seconds = max(self.budget.max_usd - self.spent_usd, 0.0) / min(prices) * 3600
+        return math.ceil(min(seconds, _FOR_EVER)) + GUARD_SECONDS
 
     @property
     def chosen(self) -> Offer | None:

@@ -84,6 +84,15 @@ class Poll:
     view: RunView
     described: Described
     news: tuple[tuple[int, MetricLine], ...] = ()
+    unread: Unreachable | None = None
+    """Why the bucket could not be read: the view is that of the look before then, or nearly empty."""
+
+    @property
+    def certain(self) -> RunView:
+        """The view, for whoever decides by it. Raises Unreachable where the bucket could not be read."""
+        if self.unread is not None:
+            raise self.unread
+        return self.view
 
 
 class RunReader:
@@ -120,7 +129,7 @@ class RunReader:
         except Unreachable as error:
             before = self._view or RunView(run_id=self._run_id, status=Status.UNKNOWN, bucket=self._store.uri)
             unknown = {"status": Status.UNKNOWN, "message": error.message, "hint": error.hint}
-            return Poll(before.model_copy(update=unknown), described)
+            return Poll(before.model_copy(update=unknown), described, unread=error)
         assert self._facts is not None  # noqa: S101 - `_read` set it
         self._view = view_of(self._facts, described, bucket=self._store.uri, now=now)
         if not self._metrics:  # without them nobody knows how long an attempt lived
@@ -130,10 +139,9 @@ class RunReader:
 
     def receipt(self, now: datetime) -> Receipt:
         """What the run has cost until now. Raises as `poll`, and Unreachable."""
-        poll = self.poll(now)
-        if self._facts is None:
-            raise Unreachable(poll.view.message, hint=poll.view.hint)
-        running = next((each.attempt for each in poll.view.attempts if each.ended == "running"), None)
+        view = self.poll(now).certain
+        assert self._facts is not None  # noqa: S101 - all of it was read
+        running = next((each.attempt for each in view.attempts if each.ended == "running"), None)
         return receipt_of(self._facts.ledger(running=running), max_usd=self._facts.budget.max_usd)
 
     def _read(self) -> None:

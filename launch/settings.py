@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError
 from job.contract.errors import BadInput
 from job.storage import open_store
 from job.storage.s3_account import ENDPOINT, PATH_STYLE, PROFILE, REGION, STANDS_FOR
+from launch.home import from_home
 
 HOME_VARIABLE: Final = "FTJOB_HOME"
 CACHE_VARIABLE: Final = "FTJOB_CACHE"
@@ -103,8 +104,10 @@ class SettingsFile(BaseModel):
     slurm_secrets: StrictBool = Field(
         default=True, description="Send this machine's credentials to jobs on Slurm, where other users may see them."
     )
-    usd_per_hour: dict[Literal["local", "slurm", "kubernetes"], Annotated[float, Field(gt=0)]] = Field(
-        default_factory=dict, description="Dollars an hour of one's own machines, so that a budget can bound them."
+    usd_per_hour: dict[Literal["local", "slurm", "kubernetes"], Annotated[float, Field(gt=0, allow_inf_nan=False)]] = (
+        Field(
+            default_factory=dict, description="Dollars an hour of one's own machines, so that a budget can bound them."
+        )
     )
     s3: S3Settings = S3Settings()
 
@@ -124,7 +127,7 @@ def read_settings(variables: Mapping[str, str]) -> Settings:
     return Settings(
         home=home,
         bucket=str(open_store(bucket).uri),
-        cache_folder=Path(told).expanduser().absolute() if told else None,
+        cache_folder=from_home(told).absolute() if told else None,
         **file.model_dump(exclude={"bucket"}),
     )
 
@@ -139,7 +142,7 @@ def ftjob_version() -> str:
 
 def _home(variables: Mapping[str, str]) -> Path:
     if told := variables.get(HOME_VARIABLE):
-        return Path(told).expanduser().absolute()
+        return from_home(told).absolute()
     import platformdirs
 
     return Path(platformdirs.user_data_dir("ftjob")).absolute()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from datetime import UTC, datetime
 
@@ -36,18 +37,25 @@ def budget_for(base: Budget, *, dollars: str | None, by: str | None, now: dateti
     return base
 
 
-def budget_and_spent(record: RunRecord, store: Store, wish: Wish) -> tuple[Budget, float]:
+def budget_and_spent(
+    record: RunRecord, store: Store, wish: Wish, *, given: Budget | None = None
+) -> tuple[Budget, float]:
     """What the run may cost, as said now, else as its last submission said, else as its recipe says; and what it has
     cost.
 
+    Args:
+        given: of the recipe that is named together with a run. What was written into it since the launch is said now.
+
     Raises:
         BadInput: it is used up; or as `budget_for`.
+        Unreachable: its records cannot be read for now, so that nobody knows what holds.
     """
     now, base = datetime.now(UTC), record.recipe.budget
     if wish.run_id is None:
         return budget_for(base, dollars=wish.budget, by=wish.by, now=now), 0.0
-    view = RunReader(store, record.run_id, Elsewhere("")).poll(now).view
-    budget = budget_for(view.budget, dollars=wish.budget, by=wish.by, now=now)
+    view = RunReader(store, record.run_id, Elsewhere("")).poll(now).certain
+    written = {} if given is None else {name: said for name, said in given if said not in (None, getattr(base, name))}
+    budget = budget_for(view.budget.model_copy(update=written), dollars=wish.budget, by=wish.by, now=now)
     if budget.max_usd is not None and view.spent_usd is not None and view.spent_usd >= budget.max_usd:
         raise BadInput(
             f"run {record.run_id} has spent ${view.spent_usd:.2f} of its ${budget.max_usd:.2f}",
@@ -58,7 +66,7 @@ def budget_and_spent(record: RunRecord, store: Store, wish: Wish) -> tuple[Budge
 
 def _dollars(text: str, holds: float | None) -> float:
     match = _DOLLARS.fullmatch(text.strip())
-    if match is None or float(match[2]) <= 0:
+    if match is None or not 0 < float(match[2]) < math.inf:
         raise BadInput(f"--budget {text!r} is no sum of dollars", hint="--budget 40, or --budget +20 for so much more")
     if not match[1]:
         return float(match[2])
@@ -70,5 +78,5 @@ def _dollars(text: str, holds: float | None) -> float:
 def _moment(text: str) -> datetime:
     try:
         return datetime.fromisoformat(text).astimezone()
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:  # no moment, or one that is in no year of our calendar in UTC
         raise BadInput(f"--by {text!r} is no moment", hint="for example: --by 2026-12-01T18:00") from error

@@ -247,10 +247,11 @@ def _mfu(steps: Sequence[Step]) -> float | None:
 
 
 def _last_commit(facts: Facts, running: int | None, now: datetime) -> Commit | None:
-    commits = [line for lines in facts.lines.values() for line in lines if isinstance(line, Committed)]
-    newest = max(commits, key=lambda line: line.at, default=None)
-    if newest is None:
+    # By the order of the records: calendars differ from machine to machine, and are set back.
+    commits = [line for attempt in sorted(facts.lines) for line in facts.lines[attempt] if isinstance(line, Committed)]
+    if not commits:
         return None
+    newest = commits[-1]
     age = max((now - newest.at).total_seconds(), 0.0)
     # What an attempt has not yet lived it cannot have committed.
     lived = (now - facts.claims[running].claimed_at).total_seconds() if running in facts.claims else 0.0

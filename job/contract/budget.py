@@ -11,9 +11,10 @@ attempt lives on beside its successor.
 from __future__ import annotations
 
 import math
-from typing import Final
+from datetime import UTC, datetime
+from typing import Annotated, Final
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 
 FIRST_LANDING_SECONDS: Final = 3.0
 """Taken for a landing before its parts were measured: the first save comes within seconds of the first step."""
@@ -22,6 +23,15 @@ LANDING_MARGIN: Final = 1.5
 
 _ROUNDING: Final = 1e-9
 """Dollars."""
+
+
+def _has_a_year_in_utc(moment: datetime) -> datetime:
+    """A few hours around the first and the last year of the calendar have none, and cannot be told."""
+    try:
+        moment.astimezone(UTC)
+    except OverflowError as error:
+        raise ValueError("should be a moment within the years 1 to 9999, in UTC") from error
+    return moment
 
 
 class Budget(BaseModel):
@@ -34,7 +44,7 @@ class Budget(BaseModel):
         default=None, gt=0, description="Dollars, over all attempts. Before them the best adapter so far is published."
     )
     max_hourly_usd: float | None = Field(default=None, gt=0, description="No machine that costs more is bought.")
-    deadline: AwareDatetime | None = Field(
+    deadline: Annotated[AwareDatetime, AfterValidator(_has_a_year_in_utc)] | None = Field(
         default=None,
         strict=False,
         description='"2026-12-01T18:00:00+01:00". Before it the best adapter so far is published.',

@@ -63,8 +63,9 @@ def effective_steps(lines: Mapping[int, Sequence[MetricLine]]) -> dict[int, Step
 
 
 def last_sign_of_life(lines: Sequence[MetricLine]) -> MetricLine | None:
-    """The newest line, a heartbeat included; None when the attempt never wrote one."""
-    return max(lines, key=lambda line: line.at, default=None)
+    """The newest line, a heartbeat included, by the clock that only goes forward: a calendar may have been set back;
+    None when the attempt never wrote one."""
+    return max(lines, key=lambda line: (line.elapsed, line.at), default=None)
 
 
 def phase_of(lines: Sequence[MetricLine]) -> str:

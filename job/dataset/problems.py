@@ -110,6 +110,11 @@ KINDS: Final[dict[str, Kind]] = {
     ),
     # A file.
     "no-rows": Kind("error", "it has no rows", 'one {"messages": [...]} a line'),
+    "one-row": Kind(
+        "error",
+        "one row cannot be split into train and held-out",
+        "add rows, or set dataset.held_out to null",
+    ),
     "all-shared": Kind(
         "error",
         "all {count} rows are in {other} too",

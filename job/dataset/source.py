@@ -27,18 +27,18 @@ def fetch_dataset(
     """
     path = local_path(expected.uri)
     if path is None:
-        if mounted is not None and mounted.is_file() and _sha256(mounted, expected.uri) == expected.sha256:
+        if mounted is not None and mounted.is_file() and sha256_of(mounted, expected.uri) == expected.sha256:
             return mounted
         store, key = open_object(expected.uri)
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{expected.sha256}.jsonl"
-        if path.exists() and _sha256(path, expected.uri) == expected.sha256:
+        if path.exists() and sha256_of(path, expected.uri) == expected.sha256:
             return path
         try:
             store.get_file(key, path, progress)
         except NotFound as error:
             raise DatasetInvalid(f"dataset {expected.uri} does not exist any more") from error
-    found = _sha256(path, expected.uri)
+    found = sha256_of(path, expected.uri)
     if found != expected.sha256:
         raise IdentityMismatch(
             f"the dataset {expected.uri} changed after the launch: sha256 {found[:12]}… instead of "
@@ -48,7 +48,8 @@ def fetch_dataset(
     return path
 
 
-def _sha256(path: Path, uri: str) -> str:
+def sha256_of(path: Path, uri: str) -> str:
+    """The digest of a dataset's file. Raises DatasetInvalid: it cannot be read."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

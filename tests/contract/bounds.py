@@ -43,7 +43,10 @@ BOUNDS: Mapping[str, tuple[list[object], list[object]]] = {
     "output.bucket": (["s3://b", None], ["", 1, True]),
     "budget.max_usd": ([0.01, 40, 1e9, None], [0, -1, "40", True]),
     "budget.max_hourly_usd": ([0.01, 3, None], [0, -1, "3", True]),
-    "budget.deadline": ([None], ["tomorrow", "2026-12-01", "2026-12-01T18:00:00", True, ["x"]]),
+    "budget.deadline": (
+        [None],
+        ["tomorrow", "2026-12-01", "2026-12-01T18:00:00", "0001-01-01T00:00:00+14:00", True, ["x"]],
+    ),
 }
 SECTIONS = ["base_model", "dataset", "lora", "training", "training.early_stopping", "checkpoints", "output", "budget"]
 

@@ -66,13 +66,19 @@ def test_a_budget_that_ends_in_the_middle_lands_and_more_of_it_finishes_exactly(
     assert run.passport().complete
 
 
-def test_a_deadline_lands_too(zygote: Zygote, whole: Run, tmp_path: Path) -> None:
+@pytest.mark.parametrize("money", [None, 1000])
+def test_a_deadline_lands_too_and_says_so_beside_money_that_is_left(
+    zygote: Zygote, whole: Run, tmp_path: Path, money: int | None
+) -> None:
     cost = whole.ledger().usd
     assert cost is not None
     run = start(tmp_path, rows=ROWS, recipe=RECIPE)
-    run.submit(deadline=datetime.now(UTC) + timedelta(seconds=cost * 0.7))
+    deadline = datetime.now(UTC) + timedelta(seconds=cost * 0.7)
+    run.submit(deadline=deadline, max_usd=money and money * cost)
     assert zygote.attempt(run.environ(submission=1), run.log) == OUT_OF_BUDGET
-    assert "the deadline" in run.story().ends[1].message
+    end = run.story().ends[1]
+    assert "the deadline" in end.message
+    assert "--by TIME" in end.hint, "more money would not help"
     assert not run.landed(1).complete
 
 

@@ -15,7 +15,7 @@ from job.contract.errors import AlreadyExists, Unreachable
 from job.contract.layout import Key
 from job.contract.metrics import Heartbeat, MetricLine, Step, dump_lines, parse_lines
 from job.journal import Journal
-from job.sealed import adopt
+from job.sealed import adopt, spool_of
 from job.storage import FileStore, Store
 from tests.contract.examples import step
 from tests.doubles import FlakyStore
@@ -189,7 +189,7 @@ def test_what_was_pending_at_a_death_is_adopted_around_what_had_been_written(sto
         bucket = FileStore(tmp_path / f"bucket{case}")
         for number, part in enumerate(written):
             bucket.put_new(RUN.metrics_object(3, number), dump_lines(list(part)))
-        sealed = tmp_path / f"spool{case}" / "a0003" / "step-00000004-a0003"
+        sealed = spool_of(tmp_path / f"spool{case}", RUN) / "a0003" / "step-00000004-a0003"
         (sealed / "journal").mkdir(parents=True)
         (sealed / "files").mkdir()
         (sealed / "journal" / "a0003-000000.jsonl").write_bytes(dump_lines(list(lines[:4])))

@@ -160,10 +160,25 @@ def test_a_tokenizer_without_a_padding_token_pads_with_its_end(copy: Path, tmp_p
     assert tokenizer.pad_token == tokenizer.eos_token == "<|im_end|>"
 
 
-def test_target_modules_that_fit_nothing_are_refused(base: Base) -> None:
-    with pytest.raises(ModelInvalid, match="fits nothing") as raised:
-        load(tiny_recipe(lora={"target_modules": ["nope"]}), base)
+@pytest.mark.parametrize(
+    ("targets", "said"),
+    [
+        (["nope"], "fits nothing in .* with 'nope'"),
+        (["q_proj", "v_porj", "proj"], "fits nothing in .* with 'v_porj', 'proj'"),
+        (["q_proj", "input_layernorm"], "fits nothing"),
+        (["q_proj", "lm_head"], "the output layer"),
+    ],
+)
+def test_target_modules_that_would_not_all_be_trained_are_refused(base: Base, targets: list[str], said: str) -> None:
+    with pytest.raises(ModelInvalid, match=said) as raised:
+        load(tiny_recipe(lora={"target_modules": targets}), base)
     assert "all-linear" in raised.value.hint
+
+
+@pytest.mark.parametrize("target", ["q_proj", "self_attn.q_proj", "model.layers.1.mlp.up_proj", "embed_tokens"])
+def test_target_modules_are_named_as_peft_matches_them(base: Base, target: str) -> None:
+    model = load(tiny_recipe(lora={"target_modules": [target]}), base)
+    assert any(parameter.requires_grad for parameter in model.parameters())
 
 
 # The model in memory.

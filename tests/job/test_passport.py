@@ -82,11 +82,22 @@ def test_the_attempt_that_writes_the_passport_is_still_running(store: FileStore)
     assert [attempt.ended for attempt in story.attempts(running=None)] == ["killed"]
 
 
-@pytest.mark.parametrize("key", [RUN.claim(1), RUN.end(1), RUN.metrics_object(1, 0)])
+@pytest.mark.parametrize("key", [RUN.claim(1), RUN.end(1)])
 def test_a_record_that_cannot_be_read_is_damage_by_its_name(store: FileStore, key: Key) -> None:
     store.put_new(key, b"{}\n")
     with pytest.raises(Damaged, match=key):
         read_story(store, RUN)
+
+
+def test_a_damaged_metrics_object_takes_no_run_along(store: FileStore) -> None:
+    """Nothing that is restored depends on it, and the lines behind it say for how long the attempt has lived."""
+    store.put_new(RUN.claim(1), claim(1).to_bytes())
+    metrics(store, 1, 0, restored(0), step(1))
+    store.put_new(RUN.metrics_object(1, 1), b'{"event"X "step"}\n')
+    metrics(store, 1, 2, step(3).model_copy(update={"elapsed": 60.0}))
+    story = read_story(store, RUN)
+    assert [line.event for line in story.lines[1]] == ["restored", "step", "step"]
+    assert story.receipt(running=None).seconds == 60.0 + claim(1).heartbeat_seconds
 
 
 def test_a_store_out_of_reach_is_no_empty_story(store: FileStore) -> None:

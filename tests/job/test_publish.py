@@ -142,6 +142,14 @@ def test_the_card_says_the_numbers_of_the_passport() -> None:
     assert cells(card, "1") == ["3", "1.0000"]
 
 
+def test_the_card_of_an_adapter_that_landed_says_both_ways_to_go_on() -> None:
+    """The money may have ended or the time, and more of the other does not help."""
+    papers = passport()
+    assert "Not complete" not in model_card(papers)
+    card = model_card(papers.model_copy(update={"complete": False}))
+    assert f"`ftjob launch --run {papers.run_id}` with `--budget +USD` or `--by TIME` goes on" in card
+
+
 def test_the_card_of_another_run_says_its_numbers() -> None:
     """Keeps the test above honest: nothing on the card is fixed."""
     first = passport().attempts[0]

@@ -11,7 +11,7 @@ import pytest
 
 from job.checkpoints import committed, restore
 from job.contract.errors import Unreachable
-from job.contract.layout import Key
+from job.contract.layout import Key, RunLayout
 from job.sealed import adopt
 from job.spool import Commit, Spool
 from job.storage import FileStore, Store
@@ -130,7 +130,7 @@ def left_behind(tmp_path: Path) -> Path:
     line.stage(draft(10), writer(10), blocking_seconds=0)
     assert sealed.wait(10)
     line.close()
-    return tmp_path / "spool" / "a0001" / str(draft(10).name)
+    return tmp_path / "spool" / RUN.run_id / "a0001" / str(draft(10).name)
 
 
 def test_the_next_attempt_adopts_what_a_dead_one_sealed(tmp_path: Path) -> None:
@@ -142,6 +142,16 @@ def test_the_next_attempt_adopts_what_a_dead_one_sealed(tmp_path: Path) -> None:
     assert read_back(restored.folder) == contents(10)
     assert store.get(RUN.metrics_object(1, 7)) == b"a line\n"
     assert adopt(store, RUN, tmp_path / "spool") == []
+
+
+def test_what_another_run_left_on_the_disk_stays_that_runs(tmp_path: Path) -> None:
+    """A container's volume outlives the run that it was made for. Adopted, it would be lost to that run, and this one
+    would be refused for ever: its newest checkpoint would be of another recipe."""
+    left_behind(tmp_path)
+    store, other = FileStore(tmp_path / "bucket"), RunLayout("other")
+    assert adopt(store, other, tmp_path / "spool") == []
+    assert restore(store, other, tmp_path / "read").manifest is None
+    assert [name.step for name in adopt(store, RUN, tmp_path / "spool")] == [10]
 
 
 def test_adoption_does_not_mind_a_journal_that_was_flushed_after_all(tmp_path: Path) -> None:

@@ -34,6 +34,14 @@ def test_these_are_its_bytes(tmp_path: Path) -> None:
     assert digests(tmp_path) == GOLDEN
 
 
+@pytest.mark.parametrize("name", GOLDEN)
+def test_a_full_disk_is_an_error_of_the_disk(tmp_path: Path, name: str) -> None:
+    """One that another attempt may find free again, and no bug: the libraries that make the files say otherwise."""
+    (tmp_path / name).symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left"):
+        write_tiny_model(tmp_path)
+
+
 def test_writing_it_again_over_a_torn_one_gives_the_same_bytes(tmp_path: Path) -> None:
     write_tiny_model(tmp_path / "folder" / "below")
     (tmp_path / "folder" / "below" / "model.safetensors").write_bytes(b"torn")

@@ -123,6 +123,15 @@ def test_a_commit_is_what_it_was_when_its_branch_moves_on(tmp_path: Path, hub: H
     assert holds(locate(BaseModelRef(id="org/model", revision=commit), tmp_path), SMALL)
 
 
+@pytest.mark.parametrize("torn", [b"", b'[{"name"', b"7", b'[{"nome": 1}]', b"[]"])
+def test_a_listing_that_a_power_cut_left_torn_is_asked_for_again(tmp_path: Path, hub: HubServer, torn: bytes) -> None:
+    ref = BaseModelRef(id="org/model", revision=hub.add("org/model", SMALL))
+    locate(ref, tmp_path)
+    [listing] = (tmp_path / "base").glob("*.json")
+    listing.write_bytes(torn)
+    assert holds(locate(ref, tmp_path), SMALL)
+
+
 def test_a_download_tells_how_far_it_is_and_one_that_is_not_needed_tells_nothing(
     tmp_path: Path, hub: HubServer
 ) -> None:

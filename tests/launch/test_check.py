@@ -93,6 +93,16 @@ def test_problems_of_rows_and_of_what_becomes_of_them_are_told_all_at_once(tmp_p
 
 
 @pytest.mark.slow
+def test_one_row_cannot_be_split_and_that_is_told_here(tmp_path: Path) -> None:
+    path = make_recipe(tmp_path, dataset={"train": "rows.jsonl", "held_out": 0.1})
+    write_rows(tmp_path, GOOD)
+    found, code = check_json(path)
+    assert (code, codes(found)) == (2, {"one-row": None})
+    make_recipe(tmp_path, dataset={"train": "rows.jsonl", "held_out": None})
+    write_rows(tmp_path, GOOD)
+    assert check_json(path)[1] == 0
+
+
 def test_of_each_kind_the_first_are_listed_and_all_are_counted(tmp_path: Path) -> None:
     path = make_recipe(tmp_path, training={"max_length": 64})
     write_rows(tmp_path, *[ask("x" * (80 + n), "y") for n in range(30)], *["{"] * 25)
@@ -259,6 +269,26 @@ def test_a_model_that_is_published_as_codes_is_refused_on_the_laptop(tmp_path: P
     assert [p.code for p in found.errors] == ["model"]
     assert "published" in found.errors[0].message
     assert "the model that it was made from" in found.errors[0].hint
+
+
+@pytest.mark.parametrize(
+    ("targets", "unknown"),
+    [
+        (["nope"], "'nope'"),
+        (["q_proj", "v_porj", "proj"], "'v_porj', 'proj'"),
+        (["q_proj", "lm_head"], "'lm_head'"),
+        (["q_proj", "norm"], "'norm'"),
+        (["model.layers.2.mlp.up_proj"], "'model.layers.2.mlp.up_proj'"),
+        (["q_proj", "self_attn.v_proj", "model.layers.1.mlp.up_proj", "embed_tokens"], ""),
+    ],
+)
+def test_a_name_that_fits_no_module_is_refused_before_the_weights_are_paid_for(
+    tmp_path: Path, targets: list[str], unknown: str
+) -> None:
+    """The job refuses the same (tests/job/test_model.py), but only a GPU later."""
+    found, code = check_json(make_recipe(tmp_path, lora={"target_modules": targets}))
+    assert (code, list(codes(found))) == ((2, ["target-modules"]) if unknown else (0, []))
+    assert not unknown or found.errors[0].message.endswith(f"with {unknown}")
 
 
 def test_a_launch_is_refused_for_the_base_model_too(tmp_path: Path) -> None:

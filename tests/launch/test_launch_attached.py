@@ -7,6 +7,7 @@ import os
 import pty
 import signal
 import subprocess
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -145,16 +146,30 @@ def test_a_second_interrupt_leaves_the_run_to_itself(desk: Desk) -> None:
         out, err = process.communicate(timeout=60)
     assert process.returncode == 75, err
     assert json.loads(out)["status"] == "running"
-    assert "the run goes on; see it with: ftjob status left" in err
+    assert "it was asked to stop, and is left to that; see it with: ftjob status left" in err
     assert is_locked(RunFolder.of(desk.home, "left").lock)
 
 
 def test_a_detached_launch_returns_at_once_and_cancel_stops_it(desk: Desk) -> None:
     desk.plan = {"steps": 100_000}
-    result = desk.ftjob("launch", "--detach", "--json", "--name", "free", "--bucket", desk.settings.bucket, desk.recipe)
+    result = desk.ftjob(
+        *(
+            "launch",
+            "--detach",
+            "--json",
+            "--by",
+            "2099-01-01T00:00:00Z",
+            "--name",
+            "free",
+            "--bucket",
+            desk.settings.bucket,
+        ),
+        desk.recipe,
+    )
     assert result.exit_code == 0
     answer = json.loads(result.stdout)
     assert (answer["run_id"], answer["status"], answer["adapter"]) == ("free", "pending", None)
+    assert datetime.fromisoformat(answer["budget"]["deadline"]) == datetime(2099, 1, 1, tzinfo=UTC)
     wait_for_step(desk, "free", 2)
     refused = desk.ftjob("launch", "--run", "free")
     assert refused.exit_code == 2

@@ -14,17 +14,24 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from job.contract.errors import BadInput
 from job.contract.layout import Key, RunLayout, Uri
 from job.contract.metrics import Heartbeat, dump_lines
 from job.storage import open_store
 from launch.backend import DEFAULT_MAX_RESTARTS
 from launch.cli import cli
-from launch.home import Remembered, forget, remember
+from launch.here import Here
+from launch.home import Remembered, RunFolder, forget, remember
+from launch.launching import prepare, start
 from launch.local import LocalBackend
+from launch.process import is_locked
 from launch.restart import RestartPolicy
+from launch.runs import newest_submission
+from launch.wish import Wish
 from tests.contract import examples
 from tests.launch.fake_job import ADAPTER_FILES
-from tests.launch.kit import Desk, make_recipe
+from tests.launch.kit import Desk, backend_maker, make_recipe
+from tests.watching import wait_for
 
 FTJOB = [sys.executable, "-m", "launch.cli"]
 
@@ -69,6 +76,12 @@ BAD_INPUT: dict[str, tuple[Breaker, str]] = {
     "no such dataset": (recipe(dataset={"train": "no.jsonl"}), "no.jsonl does not exist"),
     "empty dataset": (rows(b""), "it has no rows"),
     "malformed line": (rows(b'{"prompt": "a", "completion": "b"}\n\n{"prompt"\n'), "rows.jsonl line 3"),
+    "dataset of nobody": (recipe(dataset={"train": "~no-such-user/rows.jsonl"}), "does not exist"),
+    "dataset with an endless name": (recipe(dataset={"train": "a" * 5000}), "cannot be read"),
+    "model of nobody": (recipe(base_model={"id": "~no-such-user/model"}), "is not a folder"),
+    "model with an endless name": (recipe(base_model={"id": "./" + "a" * 5000}), "cannot be read"),
+    "moment without a year": (lambda d: ["launch", "--by", "9999-12-31T23:59:59-14:00", str(d.recipe)], "is no moment"),
+    "endless budget": (lambda d: ["launch", "--budget", "9" * 400, str(d.recipe)], "is no sum of dollars"),
     "missing model": (recipe(base_model={"id": "./no-model"}), "./no-model"),
     "unwritable bucket": (unwritable, "cannot be written"),
     "no bucket": (lambda d: ["launch", "--bucket", "ftp://x", str(d.recipe)], "ftp://x"),
@@ -207,6 +220,23 @@ def test_a_run_is_taken_up_by_its_own_recipe_only(desk: Desk) -> None:
     assert result.exit_code == 0, result.stderr
 
 
+def test_of_two_launchers_that_go_on_with_a_run_one_does(desk: Desk) -> None:
+    """Each has found that it stands still, and perhaps asked a person since: the slower must not leave its budget in
+    the records of a run that goes by another, nor buy a second machine."""
+    desk.create("both")
+    desk.plan = {"steps": 1}
+    here = Here(desk.settings, backend_maker(json.dumps(desk.plan)))
+    first, second = (prepare(here, Wish(run_id="both", by=f"{year}-01-01"), for_launch=True) for year in (2098, 2099))
+    start(here, first)
+    with pytest.raises(BadInput, match="by another launcher"):
+        start(here, second)
+    wait_for(lambda: not is_locked(RunFolder.of(desk.home, "both").lock) or None)
+    submission = newest_submission(desk.store, "both")
+    assert submission is not None
+    assert submission.budget.deadline is not None
+    assert (submission.submission, submission.budget.deadline.year) == (1, 2098)
+
+
 def test_a_run_that_may_live_elsewhere_is_left_alone_for_a_while(desk: Desk) -> None:
     desk.create("far")
     forget(desk.home, "far")
@@ -241,6 +271,16 @@ def test_status_tells_everything_about_a_run(finished: Desk) -> None:
         assert said in text
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_an_old_locale_lacks_letters_and_changes_no_exit_code(finished: Desk, encoding: str) -> None:
+    variables = finished.variables | {"PYTHONIOENCODING": encoding}
+    for arguments in (["status", "done"], ["check", "--show", "1", str(finished.recipe)], ["status", "done", "--json"]):
+        done = subprocess.run([*FTJOB, *arguments], env=variables, capture_output=True, check=False)
+        assert (done.returncode, done.stderr) == (0, b""), arguments
+        assert done.stdout.decode(encoding)
+    assert json.loads(done.stdout)["status"] == "succeeded"
+
+
 def test_status_without_a_run_is_the_newest(desk: Desk) -> None:
     for run_id in ("z-first", "a-second"):
         desk.create(run_id)
@@ -272,6 +312,16 @@ def test_list_shows_the_newest_first(desk: Desk) -> None:
     ]
     text = desk.ftjob("list", *bucket).stdout
     assert text.index("a-second") < text.index("z-first")
+
+
+def test_a_run_that_cannot_be_read_hides_no_other(desk: Desk) -> None:
+    for name in ("good", "bad"):
+        desk.create(name)
+    desk.store.put_new(RunLayout("bad").claim(1), b"{}\n")
+    for command in ("list", "status"):
+        done = desk.ftjob(command, "--json")
+        assert (done.exit_code, '"run_id":"good"' in done.stdout) == (0, True), done.stderr
+        assert "run bad cannot be listed" in done.stderr
 
 
 def test_logs_for_people_and_for_programs(finished: Desk) -> None:

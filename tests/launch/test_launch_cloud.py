@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from itertools import count
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
-from job.contract.errors import Unreachable
-from job.contract.layout import RunLayout
+from job.contract.errors import DatasetInvalid, Unreachable
+from job.contract.layout import RunLayout, Uri, dataset_key
 from job.contract.submission import Submission
 from job.storage import open_store
 from launch.cli import cli
 from launch.cloud import FRESH_SECONDS, CloudBackend
+from launch.plan import Upload
 from launch.settings import Settings
 from launch.skypilot import ManagedJob
 from launch.task import job_name
+from launch.upload import put_dataset
 from tests.launch.fake_sky import FakeSky
 from tests.launch.kit import make_recipe
 
@@ -149,6 +153,24 @@ def test_a_run_that_may_live_is_not_launched_twice(desk: Desk) -> None:
     assert len(desk.sky.launched()) == 1
 
 
+def test_a_run_that_starts_from_another_machine_is_left_alone_until_it_must_have(desk: Desk, tmp_path: Path) -> None:
+    """Its SkyPilot cannot be asked from here, and before the first attempt there is no sign of life to see."""
+    desk.ftjob("launch", *ON_SLURM, "--yes", "--detach", "--name", "my-run", desk.recipe)
+    other = Desk(tmp_path / "other")
+    again = ("launch", "--run", "my-run", "--bucket", desk.bucket, *ON_SLURM, "--yes", "--detach")
+    refused = other.ftjob(*again)
+    assert (refused.exit_code, other.sky.launched()) == (2, [])
+    assert "may be starting elsewhere: it was handed to skypilot 0 min ago" in refused.stderr
+
+    key, store = RunLayout("my-run").submission(1), open_store(desk.bucket)
+    submission = Submission.from_bytes(store.get(key), name=key)
+    store.delete(key)
+    long_ago = submission.model_copy(update={"submitted_at": submission.submitted_at - timedelta(minutes=16)})
+    store.put_new(key, long_ago.to_bytes())
+    done = other.ftjob(*again)
+    assert (done.exit_code, len(other.sky.launched())) == (0, 1), done.stderr
+
+
 def test_a_machine_that_can_only_read_the_bucket_says_what_it_knows(desk: Desk, tmp_path: Path) -> None:
     desk.ftjob("launch", *ON_SLURM, "--yes", "--detach", "--name", "my-run", desk.recipe)
     other = Desk(tmp_path / "other")
@@ -186,6 +208,23 @@ def test_a_dataset_of_this_machine_is_put_into_the_bucket_first(desk: Desk, s3_u
     assert store.get(dataset) == (desk.recipe.parent / "rows.jsonl").read_bytes()
     record = json.loads(store.get(RunLayout("my-run").recipe))
     assert record["train"]["uri"] == record["recipe"]["dataset"]["train"] == f"{s3_uri}/{dataset}"
+
+
+def test_a_dataset_that_changes_while_a_person_is_asked_is_not_uploaded_as_the_one_that_was_checked(
+    tmp_path: Path, s3_uri: str
+) -> None:
+    """It would lie under the digest of the other for good, and refuse every launch of that one on a bought machine."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "a", "completion": "b"}\n')
+    checked = hashlib.sha256(rows.read_bytes()).hexdigest()
+    upload = Upload(source=Uri(rows.as_uri()), uri=Uri(f"{s3_uri}/{dataset_key(checked)}"), sha256=checked)
+    rows.write_text('{"prompt": "a", "completion": "c"}\n')
+    with pytest.raises(DatasetInvalid, match="was changed after it was checked"):
+        put_dataset(upload)
+    assert list(open_store(s3_uri).list("datasets/")) == []
+    rows.write_text('{"prompt": "a", "completion": "b"}\n')
+    put_dataset(upload)
+    assert open_store(s3_uri).get(dataset_key(checked)) == rows.read_bytes()
 
 
 def test_local_launches_go_on_without_skypilot(tmp_path: Path) -> None:

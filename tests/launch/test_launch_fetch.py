@@ -56,6 +56,30 @@ def test_an_empty_folder_is_used_and_a_full_one_is_left_alone(store: Store, tmp_
         fetch(store, "done", tmp_path / "file")
 
 
+def test_an_empty_folder_stays_the_one_it_is(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody may stand in it, a link may lead to it, and what it lies in may not be theirs."""
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    fetch(store, "done", tmp_path / "link")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "real").iterdir()} == ADAPTER_FILES
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    fetch(store, "done", Path())
+    assert {path.name: path.read_bytes() for path in Path().iterdir()} == ADAPTER_FILES
+
+
+@pytest.mark.parametrize("folder", ["/", "~no-such-user"])
+def test_a_folder_of_an_odd_name_is_no_traceback(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if folder == "/":
+        with pytest.raises(BadInput, match="not an empty folder"):
+            fetch(store, "done", Path(folder))
+    else:
+        assert fetch(store, "done", Path(folder)).folder == str(tmp_path / folder)
+
+
 @pytest.mark.parametrize("name", sorted(ADAPTER_FILES))
 @pytest.mark.parametrize("harm", HARMS)
 def test_a_damaged_file_is_named_and_nothing_is_left(

@@ -10,18 +10,23 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from job.contract.budget import Budget
 from job.contract.errors import AccessRefused, RunUnknown, Unreachable
 from job.contract.layout import Key, RunLayout, Uri
 from job.contract.metrics import Committed, Evaluated, Heartbeat, MetricLine, Restored, Step, dump_lines
 from job.contract.outcome import Outcome
 from job.contract.records import AttemptClaim, AttemptEnd, Hardware, RunRecord
 from job.contract.status import BackendState, Status
+from job.contract.submission import Submission
 from job.storage import ObjectInfo, Progress, Store
 from launch.backend import Described
+from launch.begin import take_up
 from launch.displays import PlainDisplay
 from launch.render import progress_line
 from launch.runs import Poll, RunReader, list_runs
+from launch.spending import budget_and_spent
 from launch.view import Facts, exit_code_of, view_of
+from launch.wish import Wish
 from tests.contract import examples
 from tests.launch.kit import Desk
 
@@ -92,6 +97,8 @@ class Watched:
         self._store = store
         self.got: list[str] = []
         self.broken: Exception | None = None
+        self.below = ""
+        """Where it is broken; everywhere unless told."""
 
     @property
     def uri(self) -> Uri:
@@ -104,7 +111,7 @@ class Watched:
         self._store.put_file(key, path, progress)
 
     def get(self, key: Key) -> bytes:
-        if self.broken:
+        if self.broken and key.startswith(self.below):
             raise self.broken
         self.got.append(key)
         return self._store.get(key)
@@ -113,7 +120,7 @@ class Watched:
         self._store.get_file(key, path, progress)
 
     def list(self, prefix: str, *, after: str = "") -> Iterator[ObjectInfo]:
-        if self.broken:
+        if self.broken and prefix.startswith(self.below):
             raise self.broken
         return self._store.list(prefix, after=after)
 
@@ -179,6 +186,18 @@ def test_after_a_resume_the_step_is_the_newest_attempts(record: RunRecord) -> No
     assert [a.ended for a in view.attempts] == ["killed", "running"]
     facts.claims[3] = claim(3)  # nothing is known of it yet: what was true stays true
     assert view_of(facts, Described(BackendState.ALIVE), bucket="b", now=at(60)).step == 4
+
+
+def test_a_calendar_that_was_set_back_hides_no_commit_and_no_sign_of_life(record: RunRecord) -> None:
+    facts = Facts(record, claims={1: claim(1, 7000), 2: claim(2, 100)})
+    beats = [
+        Heartbeat(at=at(seconds), elapsed=elapsed, phase="training") for elapsed, seconds in ((10, 9000), (30, 120))
+    ]
+    facts.lines = {1: [restored(0), committed(4, 8000)], 2: [restored(4), *beats, committed(6, 110)]}
+    view = view_of(facts, Described(BackendState.ALIVE), bucket="b", now=at(150))
+    assert view.last_commit is not None
+    assert (view.last_commit.step, view.last_commit.age_seconds) == (6, 40)
+    assert view.last_sign_of_life == at(120)
 
 
 @pytest.mark.parametrize(("age", "lived", "old"), [(1700, 9999, False), (1900, 9999, True), (1900, 60, False)])
@@ -269,6 +288,44 @@ def test_a_bucket_out_of_reach_makes_it_unknown_and_loses_no_news(desk: Desk, re
     store.broken = AccessRefused("not yours")
     with pytest.raises(AccessRefused):
         reader.poll(at(9))
+
+
+@pytest.mark.parametrize("below", ["recipe", "attempts", "metrics", "submissions"])
+def test_what_was_read_in_part_is_no_receipt_and_no_ground_to_go_on(desk: Desk, record: RunRecord, below: str) -> None:
+    """A run that lives would look as if it stood still, and one that has a ceiling as if it had none."""
+    store = Watched(desk.store)
+    store.put_new(LAYOUT.claim(1), claim(1).to_bytes())
+    write(store, 1, 0, restored(0), step(1))
+    store.broken, store.below = Unreachable("no route"), f"{LAYOUT.root}{below}"
+    with pytest.raises(Unreachable, match="no route"):
+        RunReader(store, "one", Says(BackendState.GONE)).receipt(at(9))
+    with pytest.raises(Unreachable, match="no route"):
+        take_up(desk.home, store, "one", Says(BackendState.GONE), given=None, recipe_name="")
+    with pytest.raises(Unreachable, match="no route"):
+        budget_and_spent(record, store, Wish(run_id="one"))
+
+
+def test_a_ceiling_that_was_written_into_the_recipe_since_holds(desk: Desk, record: RunRecord) -> None:
+    """Whoever lowers it and names the recipe must not be billed by the one before."""
+    said = Budget(max_usd=40, max_hourly_usd=3)
+    submission = Submission(
+        submission=1,
+        nonce="n",
+        submitted_at=at(0),
+        backend="local",
+        offers=(),
+        image=None,
+        last_attempt=None,
+        budget=said,
+    )
+    desk.store.put_new(LAYOUT.submission(1), submission.to_bytes())
+
+    def holds(given: Budget | None, dollars: str | None = None) -> Budget:
+        return budget_and_spent(record, desk.store, Wish(run_id="one", budget=dollars), given=given)[0]
+
+    assert holds(None) == holds(Budget()) == holds(record.recipe.budget) == said
+    assert holds(Budget(max_usd=5)) == Budget(max_usd=5, max_hourly_usd=3)
+    assert holds(Budget(max_usd=5), "+20").max_usd == 25
 
 
 def test_one_broken_metrics_object_hides_nothing_else(desk: Desk, record: RunRecord) -> None:

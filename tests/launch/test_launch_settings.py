@@ -35,6 +35,8 @@ def test_the_file_names_another_bucket(tmp_path: Path) -> None:
         ("bucket = 3", "bucket"),
         ("bucket = ''", "bucket"),
         ("bucket = 'ftp://mine'", "ftp://mine"),
+        ("usd_per_hour = {local = inf}", "usd_per_hour.local"),
+        ("usd_per_hour = {local = nan}", "usd_per_hour.local"),
     ],
 )
 def test_a_broken_file_is_refused_by_name(tmp_path: Path, text: str, said: str) -> None:

@@ -171,6 +171,7 @@ def test_the_guard_leaves_the_budgets_whole_to_the_cheapest_offer() -> None:
     assert plan.max_seconds == 5 / 1.25 * 3600 + GUARD_SECONDS
     assert task_of(plan, environ(), read_template())["envs"]["FTJOB_MAX_SECONDS"] == str(plan.max_seconds)
     assert a_plan(NEBIUS).max_seconds is None
+    assert a_plan(NEBIUS, budget=Budget(max_usd=1.7e308)).max_seconds == 1e9 + GUARD_SECONDS
 
 
 def test_a_cluster_of_ones_own_runs_the_prepared_python(tmp_path: Path) -> None:
