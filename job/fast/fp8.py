@@ -1,4 +1,4 @@
-"""A group's frozen weight in e4m3 for both passes: rows scaled for y = x W^T, columns for dx = dy W.
+"""Frozen weights in e4m3 for both passes: rows scaled for y = x W^T, columns for dx = dy W.
 
 Activations and gradients get a scale for each token as they come. Products are summed in fp32 and come out in bf16.
 Both passes use e4m3: with a scale for each row the wider range of e5m2 is not needed, and its 2 bits are missed.
@@ -7,26 +7,23 @@ Both passes use e4m3: with a scale for each row the wider range of e5m2 is not n
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from job.fast.frozen import Stacked
 from job.fast.pointwise import FP8, FP8_LARGEST, Small
-
-if TYPE_CHECKING:
-    from job.fast.linear import Group
 
 
 class Fp8Weight:
     """Of (N, K): made anew each time, or kept, 2 N K bytes."""
 
-    def __init__(self, group: Group, dtype: torch.dtype, quantise: Callable[[Tensor], Small]) -> None:
-        self._group = group
+    def __init__(self, frozen: Stacked, dtype: torch.dtype, quantise: Callable[[Tensor], Small]) -> None:
+        self._frozen = frozen
         self._dtype = dtype
         self._quantise = quantise
         # The largest of bf16 numbers is one of them: in fp32 this would take 4.7 GB for gate and up of 70B.
-        weight = group.weight(dtype).abs()
+        weight = frozen.dense(dtype).abs()
         self._of_rows = (weight.amax(1).float().clamp(min=1e-12) / FP8_LARGEST).contiguous()  # (N)
         self._of_columns = (weight.amax(0).float().clamp(min=1e-12) / FP8_LARGEST).contiguous()  # (K)
         self._rows: Tensor | None = None
@@ -47,33 +44,29 @@ class Fp8Weight:
         weight = self._by_columns() if self._columns is None else self._columns
         return self._multiply(small or self._quantise(dy), weight, self._of_columns)
 
-    @property
-    def _by_triton(self) -> bool:
-        return all(frozen.by_triton for frozen in self._group.frozen)
-
     def _by_rows(self) -> Tensor:
         """(N, K)."""
-        group = self._group
-        if self._by_triton:
+        frozen = self._frozen
+        if frozen.by_triton:
             from job.fast.nf4 import dequantise
 
-            out = torch.empty(group.outputs, group.inputs, dtype=FP8, device=self._of_rows.device)
-            for frozen, rows in group.members:
-                dequantise(frozen.stored, frozen.state, out[rows], scale=self._of_rows[rows])
+            out = torch.empty(frozen.outputs, frozen.inputs, dtype=FP8, device=frozen.device)
+            for weight, rows in frozen.members:
+                dequantise(weight.stored, weight.state, out[rows], scale=self._of_rows[rows])
             return out
-        return (group.weight(self._dtype).float() / self._of_rows[:, None]).to(FP8)
+        return (frozen.dense(self._dtype).float() / self._of_rows[:, None]).to(FP8)
 
     def _by_columns(self) -> Tensor:
         """(K, N)."""
-        group = self._group
-        if self._by_triton:
+        frozen = self._frozen
+        if frozen.by_triton:
             from job.fast.nf4 import dequantise
 
-            out = torch.empty(group.inputs, group.outputs, dtype=FP8, device=self._of_rows.device)
-            for frozen, rows in group.members:
-                dequantise(frozen.stored, frozen.state, out[:, rows], scale=self._of_columns, by_column=True)
+            out = torch.empty(frozen.inputs, frozen.outputs, dtype=FP8, device=frozen.device)
+            for weight, rows in frozen.members:
+                dequantise(weight.stored, weight.state, out[:, rows], scale=self._of_columns, by_column=True)
             return out
-        return (group.weight(self._dtype).float() / self._of_columns).to(FP8).T.contiguous()
+        return (frozen.dense(self._dtype).float() / self._of_columns).to(FP8).T.contiguous()
 
     def _multiply(self, x: Small, weight: Tensor, scale: Tensor) -> Tensor:
         values, of_x = x

@@ -1,7 +1,8 @@
-"""A frozen linear's weight, whatever it is stored in, as the matrix it stands for."""
+"""Frozen weights, whatever they are stored in, as the matrices they stand for."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -67,3 +68,45 @@ class Frozen:
             return out
         dense = bnb.dequantize_4bit(self.stored, self.state).to(dtype)
         return dense if out is None else out.copy_(dense)
+
+
+class Stacked:
+    """Weights that read the same input, one below the other: (N, K)."""
+
+    def __init__(self, weights: Sequence[Frozen]) -> None:
+        starts = [sum(weight.outputs for weight in weights[:at]) for at in range(len(weights))]
+        rows = [slice(start, start + weight.outputs) for start, weight in zip(starts, weights, strict=True)]
+        self.members = list(zip(weights, rows, strict=True))
+        """Each weight, and which of the N outputs are its."""
+        self.outputs = sum(weight.outputs for weight in weights)
+        self.inputs = weights[0].inputs
+        self.device = weights[0].device
+        self._kept: Tensor | None = None
+
+    @property
+    def by_triton(self) -> bool:
+        """Whether job/fast/nf4.py dequantises all of it."""
+        return all(weight.by_triton for weight, _ in self.members)
+
+    def keep(self, dtype: torch.dtype) -> None:
+        """Dequantise once and for all: N x K numbers of memory, and no time afterwards."""
+        self._kept = self.dense(dtype)
+
+    def dense(self, dtype: torch.dtype) -> Tensor:
+        """The matrix."""
+        if self._kept is not None:
+            return self._kept
+        if len(self.members) == 1:
+            return self.members[0][0].dense(dtype)
+        out = torch.empty(self.outputs, self.inputs, dtype=dtype, device=self.device)
+        for weight, rows in self.members:
+            weight.dense(dtype, out=out[rows])
+        return out
+
+    def bias(self) -> Tensor | None:
+        """(N), in fp32; zero for members that have none, None where none has."""
+        biases = [(weight.bias, weight.outputs) for weight, _ in self.members]
+        if all(bias is None for bias, _ in biases):
+            return None
+        none = [torch.zeros(size, device=self.device) if bias is None else bias.detach() for bias, size in biases]
+        return torch.cat([part.float() for part in none])

@@ -78,8 +78,9 @@ class Layer:
             self.head_norms = HeadNorms(norm.weight, attention.k_norm.weight, norm.variance_epsilon)
         self.kernels = kernels
         self.keep = keep
-        self.kv_heads = self.qkv.frozen[1].outputs // self.head_dim
-        self.heads = self.qkv.frozen[0].outputs // self.head_dim
+        (q, _), (k, _), _ = self.qkv.frozen.members
+        self.kv_heads = k.outputs // self.head_dim
+        self.heads = q.outputs // self.head_dim
 
     @property
     def groups(self) -> tuple[Group, ...]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from job.fast.dropout import Dropout
 from job.fast.fp8 import Fp8Weight
-from job.fast.frozen import Frozen
+from job.fast.frozen import Frozen, Stacked
 from job.fast.kernels import Kernels, in_torch
 from job.fast.narrow import Widened
 from job.fast.pointwise import Small
@@ -47,9 +47,8 @@ class Group:
         """
         self._do = kernels or in_torch()
         bases = [getattr(member, "base_layer", member) for member in members]
-        self.frozen = [Frozen.of(base, compiled=self._do.compiled) for base in bases]
-        self.outputs = sum(frozen.outputs for frozen in self.frozen)
-        self.inputs = self.frozen[0].inputs
+        self.frozen = Stacked([Frozen.of(base, compiled=self._do.compiled) for base in bases])
+        self.outputs, self.inputs = self.frozen.outputs, self.frozen.inputs
         self._adapted = [(at, m) for at, m in enumerate(members) if hasattr(m, "lora_A")]
         self.parameters: list[Tensor] = [
             parameter
@@ -57,44 +56,17 @@ class Group:
             for parameter in (member.lora_A["default"].weight, member.lora_B["default"].weight)
         ]
         self._scaling = [float(member.scaling["default"]) for _, member in self._adapted]
-        starts = [sum(frozen.outputs for frozen in self.frozen[:at]) for at in range(len(members))]
-        rows = [slice(start, start + frozen.outputs) for start, frozen in zip(starts, self.frozen, strict=True)]
-        self.members = list(zip(self.frozen, rows, strict=True))
-        """Each weight, and which of the N outputs are its."""
-        self._rows = [rows[at] for at, _ in self._adapted]
+        self._rows = [self.frozen.members[at][1] for at, _ in self._adapted]
         ranks = [parameter.shape[0] for parameter in self.parameters[::2]]
         self._ranks = [slice(sum(ranks[:at]), sum(ranks[: at + 1])) for at in range(len(ranks))]
         self.rank = sum(ranks)
         self.rank_of_first = ranks[0] if self._adapted and self._adapted[0][0] == 0 else 0
         """Of the first member's adapter: the first of the R ranks, if any."""
         self._copies: tuple[Tensor, Tensor] | None = None
-        self._kept: Tensor | None = None
         self.fp8: Fp8Weight | None = None
         """For the gradient of x; and for y, where `fp8_forward`."""
         self.fp8_forward = False
-        biases = [frozen.bias for frozen in self.frozen]
-        self._bias: Tensor | None = None
-        if any(bias is not None for bias in biases):
-            parts = [
-                torch.zeros(frozen.outputs, device=frozen.device) if bias is None else bias.detach()
-                for frozen, bias in zip(self.frozen, biases, strict=True)
-            ]
-            self._bias = torch.cat([part.float() for part in parts])
-
-    def keep(self, dtype: torch.dtype) -> None:
-        """Dequantise once and for all: N x K numbers of memory, and no time afterwards."""
-        self._kept = self.weight(dtype)
-
-    def weight(self, dtype: torch.dtype) -> Tensor:
-        """(N, K), dequantised."""
-        if self._kept is not None:
-            return self._kept
-        if len(self.frozen) == 1:
-            return self.frozen[0].dense(dtype)
-        out = torch.empty(self.outputs, self.inputs, dtype=dtype, device=self.frozen[0].device)
-        for frozen, rows in self.members:
-            frozen.dense(dtype, out=out[rows])
-        return out
+        self._bias = self.frozen.bias()
 
     def copies(self, dtype: torch.dtype) -> list[tuple[Tensor, Tensor, float]]:
         """(where to, master, factor) of everything that `adapter` is made of."""
@@ -148,12 +120,12 @@ class Group:
         if self.fp8 is not None and self.fp8_forward:
             y = self.fp8.forward(x, small)
             return y if bias is None else y.add_(bias)
-        weight = self.weight(x.dtype).T
+        weight = self.frozen.dense(x.dtype).T
         return x @ weight if bias is None else torch.addmm(bias, x, weight)
 
     def multiply_back(self, dy: Tensor, small: Small | None = None) -> Tensor:
         """dy W, without the adapter: (M, N) -> (M, K). `small`: dy in e4m3, where it is at hand."""
-        return dy @ self.weight(dy.dtype) if self.fp8 is None else self.fp8.backward(dy, small)
+        return dy @ self.frozen.dense(dy.dtype) if self.fp8 is None else self.fp8.backward(dy, small)
 
     def forward(
         self,
@@ -181,7 +153,7 @@ class Group:
             return y if onto is None else y.add_(onto), None
         if onto is None and self._bias is None and not self.fp8_forward:
             y = self._do.widen(pair, (), None)
-            return y.addmm_(x, self.weight(x.dtype).T), inner
+            return y.addmm_(x, self.frozen.dense(x.dtype).T), inner
         # The product is rounded at its own size before it meets the residual, whose numbers are larger.
         more = () if onto is None else (onto,)
         return self._do.widen(pair, (self.multiply(x, small), *more), None, over=True), inner
@@ -209,7 +181,7 @@ class Group:
         if self.fp8 is not None:
             return self._do.widen(pair, (self.fp8.backward(dy, small),), dropout, over=True), inner
         dx: Tensor = self._do.widen(pair, (), dropout)
-        return dx.addmm_(dy, self.weight(dy.dtype)), inner
+        return dx.addmm_(dy, self.frozen.dense(dy.dtype)), inner
 
     def parameter_gradients(
         self,

@@ -91,7 +91,7 @@ class FastModel:
         """
         for layer in self.layers:
             for group in layer.groups:
-                group.fp8 = Fp8Weight(group, self.dtype, self._kernels.to_fp8)
+                group.fp8 = Fp8Weight(group.frozen, self.dtype, self._kernels.to_fp8)
                 group.fp8_forward = group in (layer.gate_up, layer.down)
 
     def keep_dequantised(self) -> None:
@@ -101,7 +101,7 @@ class FastModel:
                 if group.fp8 is not None:
                     group.fp8.keep(forward=group.fp8_forward)
                 if not group.fp8_forward:
-                    group.keep(self.dtype)
+                    group.frozen.keep(self.dtype)
 
     def states(self, tokens: Tensor, documents: Documents) -> Tensor:
         """What the last norm reads, (M, h). `tokens`: (M), documents end to end."""

@@ -78,7 +78,7 @@ def test_what_is_held_of_the_weights_is_what_is_counted(wide_heads: Any, fp8: bo
         fast.use_fp8()
     fast.keep_dequantised()
     groups = [group for layer in fast.layers for group in layer.groups]
-    held = [group._kept for group in groups]
+    held = [group.frozen._kept for group in groups]
     held += [part for group in groups if group.fp8 for part in (group.fp8._rows, group.fp8._columns)]
     assert sum(weight.nbytes for weight in held if weight is not None) == shape_of(fast).dequantised(fp8=fp8)
 
