@@ -14,7 +14,8 @@ the order of a step:
                consists of four groups (q k v; o; gate up; down) and of what lies between them.
     offload    Inputs of layers that wait for the backward pass in the host's memory.
     linear     Group: linears that read the same input, frozen weights and adapters together, both ways.
-    frozen     Frozen weights as the matrices they stand for: as they are, or out of 4 bits. nf4 is the kernel for those.
+    frozen     Frozen weights as the matrices they stand for: as they are, or out of 4 bits, for which nf4 is the
+               kernel.
     fp8        The same in e4m3, for products of both passes.
     narrow     The adapter's products: down to R ranks, up again, and the gradients of both.
     dropout    Of what an adapter reads, computed from where a number is: there is no mask.
