@@ -156,7 +156,8 @@ def _check_targets(recipe: Recipe, model: Any) -> None:
     than was asked for without a word.
 
     Raises:
-        ModelInvalid: names those that are none; or one is the output layer, whose adapter the loss would pass by.
+        ModelInvalid: names those that are none; or one is the output layer, whose adapter the loss would pass by, or
+            shares its weight.
     """
     targets = () if recipe.lora.target_modules == "all-linear" else recipe.lora.target_modules
     head = model.get_output_embeddings()
@@ -173,6 +174,14 @@ def _check_targets(recipe: Recipe, model: Any) -> None:
         raise ModelInvalid(
             f"lora.target_modules names the output layer of {recipe.base_model.id}: its adapter would not be trained, "
             "since the loss is computed with the layer's own weights",
+            hint='leave it out, or lora.target_modules for "all-linear"',
+        )
+    embedding = model.get_input_embeddings()
+    tied = head is not None and head.weight is embedding.weight
+    if tied and any(module is embedding for modules in found.values() for module in modules):
+        raise ModelInvalid(
+            f"lora.target_modules names the embedding of {recipe.base_model.id}, which is its output layer too: an "
+            "adapter is trained as the embedding's alone, and would change both where it is merged",
             hint='leave it out, or lora.target_modules for "all-linear"',
         )
 
