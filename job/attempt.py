@@ -30,6 +30,7 @@ from job.rows import Files
 from job.stop import watch_for_stop
 from job.storage import Store, open_store
 from job.storage.store import translate_os_error
+from job.variables import settle
 
 if TYPE_CHECKING:
     from job.callbacks import Reason
@@ -191,11 +192,7 @@ class Attempt:
         return fetch_dataset(digest, self._workdir / "data", mounted=Path(mount) if mount else None)
 
     def _load(self, record: RunRecord, files: Files, journal: Journal) -> Loaded:
-        # One GPU trains; of several, transformers would make a DataParallel, whose sums nobody asked for.
-        os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]
-        # Segments that grow leave no gaps that are too small; and cuBLAS sums in one order (torch: "Reproducibility").
-        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        settle(os.environ)
         # The heavy libraries are imported here, after the claim: whoever watches sees the attempt meanwhile.
         from job.loading import load
 

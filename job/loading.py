@@ -103,7 +103,7 @@ class Loaded:
             chosen=landed or progress.chosen(),
             complete=landed is None,
             receipt=story.receipt(running=running),
-            exact=story.one_kind_of_hardware,
+            exact=story.is_exact(reproducible=recipe.training.reproducible),
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,6 +19,7 @@ from job.contract.errors import Damaged, ModelInvalid, TrainingFailed
 from job.contract.quantised import is_quantised, refuse_quantised
 from job.contract.recipe import Recipe
 from job.contract.records import Hardware
+from job.dataset.render import RenderedRow
 from job.tensors import frozen, write_tensors
 from job.weights import Base
 
@@ -103,10 +105,37 @@ def load(recipe: Recipe, base: Base) -> Any:
     try:
         return get_peft_model(model, lora_config(recipe))
     except ValueError as error:
+        if "lora_dropout" in str(error):
+            raise ModelInvalid(
+                f"lora.dropout cannot be had in {recipe.base_model.id}: {error}",
+                hint="set lora.dropout to 0: an adapter on experts, which share one weight, has none",
+            ) from error
         raise ModelInvalid(
             f"lora.target_modules fits nothing in {recipe.base_model.id}: {error}",
             hint='leave lora.target_modules out for "all-linear"',
         ) from error
+
+
+def padding_token(tokenizer: Any, model: Any) -> int:
+    """What shorter rows are filled up with. It is masked, so that any token will do that the model has: tokenizers may
+    have none for it, or one that was added and the model never grew for."""
+    token: int | None = tokenizer.pad_token_id
+    return token if token is not None and token < _embedded(model) else 0
+
+
+def check_tokens(rows: Iterable[RenderedRow], model: Any) -> None:
+    """Raises ModelInvalid for rows with tokens that the model does not have: a GPU would end with an assertion."""
+    for row in rows:
+        if max(row.ids) >= _embedded(model):
+            raise ModelInvalid(
+                f"line {row.line} has token {max(row.ids)}, and the base model has {_embedded(model)}",
+                hint="its tokenizer was given tokens for which it never grew: resize its embeddings",
+            )
+
+
+def _embedded(model: Any) -> int:
+    """How many tokens the model has."""
+    return int(model.get_input_embeddings().weight.shape[0])
 
 
 def _is_published_quantised(recipe: Recipe, base: Base) -> bool:
@@ -127,7 +156,8 @@ def _check_targets(recipe: Recipe, model: Any) -> None:
     than was asked for without a word.
 
     Raises:
-        ModelInvalid: names those that are none; or one is the output layer, whose adapter the loss would pass by.
+        ModelInvalid: names those that are none; or one is the output layer, whose adapter the loss would pass by, or
+            shares its weight.
     """
     targets = () if recipe.lora.target_modules == "all-linear" else recipe.lora.target_modules
     head = model.get_output_embeddings()
@@ -144,6 +174,14 @@ def _check_targets(recipe: Recipe, model: Any) -> None:
         raise ModelInvalid(
             f"lora.target_modules names the output layer of {recipe.base_model.id}: its adapter would not be trained, "
             "since the loss is computed with the layer's own weights",
+            hint='leave it out, or lora.target_modules for "all-linear"',
+        )
+    embedding = model.get_input_embeddings()
+    tied = head is not None and head.weight is embedding.weight
+    if tied and any(module is embedding for modules in found.values() for module in modules):
+        raise ModelInvalid(
+            f"lora.target_modules names the embedding of {recipe.base_model.id}, which is its output layer too: an "
+            "adapter is trained as the embedding's alone, and would change both where it is merged",
             hint='leave it out, or lora.target_modules for "all-linear"',
         )
 

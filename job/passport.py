@@ -72,11 +72,12 @@ class Story:
     def attempts(self, *, running: int | None) -> tuple[AttemptSummary, ...]:
         return summarise_attempts(self.claims.values(), self.ends, self.lines, running=running)
 
-    @property
-    def one_kind_of_hardware(self) -> bool:
-        """Whether every attempt that trained computed on the same hardware."""
+    def is_exact(self, *, reproducible: bool) -> bool:
+        """Whether the attempts that trained are together what one would have been, bit for bit: on one kind of
+        hardware, which sums in one order (`reproducible`: a GPU does so when it is asked to)."""
         trained = [a.hardware for a in self.attempts(running=None) if a.hardware is not None and a.steps_done]
-        return not any(hardware.computes_unlike(trained[0]) for hardware in trained)
+        one_kind = not any(hardware.computes_unlike(trained[0]) for hardware in trained)
+        return len(trained) < 2 or (one_kind and (reproducible or trained[0].device == "cpu"))
 
 
 def read_story(store: Store, layout: RunLayout) -> Story:

@@ -34,6 +34,8 @@ from job.model import (
     AdapterState,
     adapter_config,
     adapter_state,
+    check_tokens,
+    padding_token,
     parameters,
     raise_adapter_to_fp32,
     set_adapter,
@@ -86,12 +88,13 @@ class Training:
         self.learning_rate = resolve_learning_rate(recipe, parameters(model))
         how = recipe.training
         set_reproducible(recipe)
+        check_tokens((*rows.train, *rows.held_out), model)
         self._trainer = ExactTrainer(
             model=model,
             args=arguments(recipe, self.learning_rate, workdir / "trainer"),
             train_dataset=to_dataset(rows.train, packing=how.packing, max_length=how.max_length),
             processing_class=tokenizer,
-            data_collator=Collator(pad_token_id=tokenizer.pad_token_id, padding_free=how.packing),
+            data_collator=Collator(pad_token_id=padding_token(tokenizer, model), padding_free=how.packing),
         )
         self._trainer.training = self
         self._trainer.remove_callback(PrinterCallback)  # stdout is for answers

@@ -41,6 +41,8 @@ class ExactTrainer(SFTTrainer):  # type: ignore[misc]
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)
+        # Of a model that takes no count of a step's tokens itself: the loss is TRL's, which divides by it.
+        self.model_accepts_loss_kwargs = True
         self.meter = StepMeter(utilisation(self.model, hardware().name))
         self.fast: FastModel | None = None
         """Computes the loss in place of the modules, where it can."""
@@ -153,6 +155,9 @@ def arguments(recipe: Recipe, learning_rate: float, folder: Path) -> SFTConfig:
         gradient_checkpointing=cuda,
         remove_unused_columns=False,
         dataset_kwargs={"skip_prepare_dataset": True},
+        # The loss on record is that of the tokens alone: of experts, TRL would add how evenly the routers, which are
+        # frozen, share them out.
+        router_aux_loss_coef=0.0,
         # On a GPU a process of its own collates: 15 ms of a step of 16 384 tokens, for which the GPU would wait.
         dataloader_num_workers=1 if cuda else 0,
         dataloader_pin_memory=cuda,

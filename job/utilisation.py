@@ -79,6 +79,8 @@ def cost_of(model: Any) -> Cost | None:
     if any(weight.ndim > 1 and id(weight) not in known for weight in model.parameters()):
         return None
     config = model.config
+    if getattr(config, "is_heterogeneous", False):
+        return None  # transformers refuses to say one size for layers of several
     layers, heads = (getattr(config, name, None) for name in ("num_hidden_layers", "num_attention_heads"))
     if not layers or not heads:
         return None

@@ -81,4 +81,5 @@ class Passport(Record):
     receipt: Receipt
     """What all attempts had cost when the papers were written: all but the upload of the adapter."""
     exact: bool
-    """Whether every attempt computed on the same hardware: if so, this is bit for bit the uninterrupted run."""
+    """Whether this is bit for bit the uninterrupted run: every attempt computed on the same hardware, and if that is a
+    GPU, and there were several, with training.reproducible."""

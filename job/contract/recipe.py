@@ -124,7 +124,10 @@ class Lora(Section):
         default="all-linear",
         description='Default "all-linear": adapting every linear layer is what matches full fine-tuning [QLoRA].',
     )
-    dora: bool = Field(default=False, description="Weight-decomposed LoRA [DoRA]: about +1 % quality, slower.")
+    dora: bool = Field(
+        default=False,
+        description="Weight-decomposed LoRA [DoRA]: about +1 % quality, slower; vLLM loads it only when it is merged.",
+    )
 
     @model_validator(mode="after")
     def _targets_something(self) -> Self:

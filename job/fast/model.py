@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from job.contract.fast_path import LINEARS, ON_HOST, Keep, why_plain
+from job.contract.fast_path import ARCHITECTURES, LINEARS, ON_HOST, Keep, why_plain
 from job.fast.attention import Documents, to_device
 from job.fast.dropout import Dropout
 from job.fast.fp8 import Fp8Weight
@@ -28,10 +28,12 @@ def why_not(model: Any, *, dora: bool, longest: int) -> str | None:
         longest: tokens of the longest row.
     """
     inner = model.get_base_model()
-    config = inner.config
+    architecture = type(inner).__name__
+    # Another architecture is reason enough, and its configuration may have none of this.
+    config = inner.config if architecture in ARCHITECTURES.values() else None
     reason = why_plain(
-        architecture=type(inner).__name__,
-        activation=config.hidden_act,
+        architecture=architecture,
+        activation=getattr(config, "hidden_act", ""),
         window=getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None,
         longest=longest,
         attention_dropout=getattr(config, "attention_dropout", 0),

@@ -16,7 +16,7 @@ import pytest
 import torch
 from bitsandbytes.nn import Linear4bit, Params4bit
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 
 from job.contract.errors import Damaged, ModelInvalid
 from job.contract.recipe import BaseModelRef
@@ -179,6 +179,15 @@ def test_target_modules_that_would_not_all_be_trained_are_refused(base: Base, ta
 def test_target_modules_are_named_as_peft_matches_them(base: Base, target: str) -> None:
     model = load(tiny_recipe(lora={"target_modules": [target]}), base)
     assert any(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_an_embedding_that_is_the_output_layer_too_is_refused(base: Base, copy: Path, tmp_path: Path) -> None:
+    """Merged into the weight that both share, its adapter would be another than was trained."""
+    config = AutoConfig.from_pretrained(base.folder, tie_word_embeddings=True)
+    AutoModelForCausalLM.from_config(config).save_pretrained(copy)
+    recipe = tiny_recipe(base_model={"id": str(copy)}, lora={"target_modules": ["q_proj", "embed_tokens"]})
+    with pytest.raises(ModelInvalid, match="which is its output layer too"):
+        load(recipe, locate(recipe.base_model, tmp_path))
 
 
 # The model in memory.

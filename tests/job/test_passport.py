@@ -21,7 +21,7 @@ from job.passport import Story, ftjob_commit, read_story, versions
 from job.storage import FileStore
 from tests.contract.examples import GPU, at, claim, end, heartbeat, restored, step
 from tests.doubles import FlakyStore
-from tests.job.kit import RUN
+from tests.job.kit import RUN, hardware
 
 ROOT = Path(__file__).parents[2]
 
@@ -116,6 +116,7 @@ def story_on(*machines: tuple[Hardware, int]) -> Story:
     return Story({number: claim(number) for number in lines}, {}, lines, {})
 
 
+CPU = hardware()
 OTHER = GPU.model_copy(update={"name": "NVIDIA A100"})
 MORE_MEMORY = GPU.model_copy(update={"memory_bytes": 2 * GPU.memory_bytes})
 
@@ -132,10 +133,25 @@ MORE_MEMORY = GPU.model_copy(update={"memory_bytes": 2 * GPU.memory_bytes})
         ([], True),
     ],
 )
-def test_a_run_is_of_one_kind_of_hardware_when_all_that_trained_was(
+def test_a_run_that_is_reproducible_is_exact_when_all_that_trained_was_of_one_kind(
     machines: list[tuple[Hardware, int]], one_kind: bool
 ) -> None:
-    assert story_on(*machines).one_kind_of_hardware == one_kind
+    assert story_on(*machines).is_exact(reproducible=True) == one_kind
+
+
+@pytest.mark.parametrize(
+    ("machines", "exact"),
+    [
+        ([(GPU, 3)], True),  # it was not interrupted
+        ([(GPU, 3), (GPU, 0)], True),
+        ([(GPU, 3), (GPU, 1)], False),
+        ([(CPU, 3), (CPU, 1)], True),
+    ],
+)
+def test_a_gpu_that_may_sum_in_any_order_is_exact_uninterrupted_alone(
+    machines: list[tuple[Hardware, int]], exact: bool
+) -> None:
+    assert story_on(*machines).is_exact(reproducible=False) == exact
 
 
 # The commit.
