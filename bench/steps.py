@@ -154,6 +154,7 @@ class Timed:
 
 def build(shape: Shape, recipe: Recipe, deviation: Deviation = keeps_variance) -> Any:
     """The model that `job.model.load` would give for random weights of this shape."""
+    set_seed(recipe.training.seed)  # what is compared has the same weights
     model = random_model(llama_config(shape), deviation=deviation)
     settle_quantised(model, model.dtype)
     model.requires_grad_(False)
