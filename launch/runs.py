@@ -152,6 +152,8 @@ class RunReader:
         if self._metrics:
             self._read_metrics(facts)
         for info in self._store.list(self._layout.submissions):
+            if (stopped := self._layout.asked_to_stop(info.key)) is not None:
+                facts.stops.add(stopped)
             number = self._layout.submitted(info.key)
             if number is not None and number not in facts.submissions:
                 facts.submissions[number] = Submission.from_bytes(self._store.get(info.key), name=info.key)

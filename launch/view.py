@@ -111,6 +111,8 @@ class Facts:
     adapter: AdapterManifest | None = None
     """The final one, or, without it, the last that landed."""
     submissions: dict[int, Submission] = field(default_factory=dict)
+    stops: set[int] = field(default_factory=set)
+    """Submissions that were asked to stop."""
 
     @property
     def budget(self) -> Budget:
@@ -134,6 +136,7 @@ def view_of(facts: Facts, described: Described, *, bucket: str, now: datetime) -
         attempts=len(facts.claims),
         last_end=end.outcome if end else None,
         backend=described.state,
+        asked_to_stop=max(facts.submissions, default=0) in facts.stops,
     )
     may_live = described.state in (BackendState.ALIVE, BackendState.UNREACHABLE)
     running = newest if may_live and end is None else None

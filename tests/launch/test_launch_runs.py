@@ -22,6 +22,7 @@ from job.storage import ObjectInfo, Progress, Store
 from launch.backend import Described
 from launch.begin import take_up
 from launch.displays import PlainDisplay
+from launch.follow import Interrupts, follow
 from launch.render import progress_line
 from launch.runs import Poll, RunReader, list_runs
 from launch.spending import budget_and_spent
@@ -135,6 +136,28 @@ def record(desk: Desk) -> RunRecord:
 
 def write(store: Store, attempt: int, sequence: int, *lines: MetricLine) -> None:
     store.put_new(LAYOUT.metrics_object(attempt, sequence), dump_lines(list(lines)))
+
+
+def test_a_run_that_could_not_be_stopped_is_tried_again(desk: Desk, record: RunRecord) -> None:
+    desk.store.put_new(LAYOUT.claim(1), claim(1).to_bytes())
+    tries, looks = [], []
+
+    class Living:
+        def describe(self, run_id: str) -> Described:
+            looks.append(run_id)
+            assert len(looks) < 200, "it was not tried again"
+            return Described(BackendState.CANCELLED if len(tries) > 1 else BackendState.ALIVE)
+
+    def stop() -> bool:
+        tries.append("")
+        return len(tries) > 1
+
+    interrupts = Interrupts()
+    interrupts.count = 1
+    display = PlainDisplay(Console(file=io.StringIO()))
+    reader = RunReader(desk.store, "one", Living())
+    left = follow(reader, stop, display, interrupts, every=0.001, again=0.01)
+    assert (len(tries), left.status) == (2, Status.CANCELLED)
 
 
 # ------------------------------------------------------------------------------------------------------- the view
