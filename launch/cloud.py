@@ -70,6 +70,7 @@ class Sky(Protocol):
     def check_clouds(self, names: Sequence[str]) -> None: ...
     def catalogs(self) -> tuple[str, ...]: ...
     def listed(self, clouds: Sequence[str]) -> tuple[Listed, ...]: ...
+    def dearest_spot(self, instance_type: str, region: str) -> float | None: ...
     def enabled_clouds(self) -> tuple[str, ...]: ...
     def check_task(self, task: Mapping[str, Any]) -> None: ...
     def launch(self, task: Mapping[str, Any], secrets: Mapping[str, str]) -> int: ...
@@ -160,7 +161,14 @@ class CloudBackend:
         if not offers:
             where = ", ".join(clouds) + (f", region {shopping.region}" if shopping.region else "")
             raise nobody_sells(gpus, listed, where=where)
-        return offers
+        return tuple(self._in_its_dearest_zone(offer) for offer in offers)
+
+    def _in_its_dearest_zone(self, offer: Offer) -> Offer:
+        """What is spent may be over-counted, never under-counted: nobody knows in which zone it will be."""
+        if not offer.spot or offer.cloud != "aws" or offer.instance_type is None or offer.region is None:
+            return offer
+        dearest = self._sky.dearest_spot(offer.instance_type, offer.region)
+        return offer.model_copy(update={"usd_per_hour": max(dearest or 0.0, offer.usd_per_hour or 0.0)})
 
     def _choose(self, offers: Sequence[Offer], shopping: Shopping) -> Choice:
         if any(offer.is_own for offer in offers):

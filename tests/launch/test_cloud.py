@@ -69,6 +69,18 @@ def test_the_plan_buys_the_cheapest_that_can_be_used(backend: CloudBackend) -> N
     assert [mount.how for mount in made.mounts] == ["copy"]
 
 
+def test_a_spot_offer_costs_what_the_dearest_zone_of_its_region_does(backend: CloudBackend, sky: FakeSky) -> None:
+    """SkyPilot goes from zone to zone, and a ledger that counts the cheapest would let the budget be overspent."""
+    [place] = plan(backend, Shopping(gpu="A100-80GB:8")).places
+    assert (place.offer.spot, place.offer.usd_per_hour) == (True, 8.65)
+    sky.dearest = {("p4de.24xlarge", "us-east-1"): 9.97}
+    [place] = plan(backend, Shopping(gpu="A100-80GB:8")).places
+    assert (place.offer.spot, place.offer.usd_per_hour) == (True, 9.97)
+    sky.dearest = {("p4de.24xlarge", "us-east-1"): 27.45}
+    [place] = plan(backend, Shopping(gpu="A100-80GB:8")).places
+    assert (place.offer.spot, place.offer.usd_per_hour) == (False, 27.45)
+
+
 def test_only_enabled_clouds_are_bought_from(backend: CloudBackend, sky: FakeSky) -> None:
     sky.enabled = ("gcp",)
     made = plan(backend, Shopping(gpu="H100", enabled_only=True))

@@ -140,7 +140,8 @@ def write(store: Store, attempt: int, sequence: int, *lines: MetricLine) -> None
 
 def test_a_run_that_could_not_be_stopped_is_tried_again(desk: Desk, record: RunRecord) -> None:
     desk.store.put_new(LAYOUT.claim(1), claim(1).to_bytes())
-    tries, looks = [], []
+    tries: list[str] = []
+    looks: list[str] = []
 
     class Living:
         def describe(self, run_id: str) -> Described:

@@ -78,6 +78,14 @@ def test_skypilots_own_parser_reads_it(name: str) -> None:
     SkyPilot().check_task(task_of(PLANS[name], environ(), read_template()))
 
 
+@pytest.mark.parametrize(("sold_as", "asked"), [("a3-highgpu-1g", "a3-highgpu-1g"), ("(attachable)", None)])
+def test_only_the_machine_whose_price_was_shown_is_bought(sold_as: str, asked: str | None) -> None:
+    """Where it is sold out SkyPilot would take the next dearer one with such a GPU: Lambda's at $3.29 for $2.49."""
+    offer = Offer(cloud="gcp", region="us-central1", instance_type=sold_as, gpu="H100", gpus=1, spot=True)
+    task = task_of(a_plan(offer), environ(), read_template())
+    assert task["resources"]["any_of"][0].get("instance_type") == asked
+
+
 @pytest.mark.parametrize("name", PLANS)
 def test_the_script_is_the_templates_whatever_the_plan_holds(name: str) -> None:
     template = read_template()
