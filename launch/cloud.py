@@ -230,6 +230,9 @@ class CloudBackend:
         if jobs:
             job = jobs[0]
             state = _STATES.get(job.status)
+            fresh = self._handed_over_since(run_id, job.submitted_at) if job.submitted_at else None
+            if fresh is not None and not _is_alive(job):
+                return fresh
             if state is None:
                 return Described(
                     BackendState.UNREACHABLE, f"SkyPilot says {job.status}, which this ftjob does not know"
@@ -240,10 +243,20 @@ class CloudBackend:
             return Described(BackendState.UNREACHABLE, "this machine's SkyPilot does not know it: launched elsewhere")
         if known.submitted_at is None:
             return Described(BackendState.GONE, "it was never handed to SkyPilot")
-        since = self._clock() - known.submitted_at.timestamp()
-        if since < FRESH_SECONDS:
-            return Described(BackendState.QUEUED, f"handed to SkyPilot {since:.0f} s ago")
-        return Described(BackendState.GONE, "SkyPilot has no job of it")
+        fresh = self._handed_over_since(run_id, 0.0)
+        return fresh or Described(BackendState.GONE, "SkyPilot has no job of it")
+
+    def _handed_over_since(self, run_id: str, when: float) -> Described | None:
+        """What to say while SkyPilot's queue may not show yet what it was given here after that moment, or else None.
+        The end of the job before must not be taken for this one's: whoever goes on then buys a second machine."""
+        known = recall(self._settings.home, run_id)
+        if known is None or known.backend != self.name or known.submitted_at is None:
+            return None
+        at = known.submitted_at.timestamp()
+        since = self._clock() - at
+        if at <= when or since >= FRESH_SECONDS:
+            return None
+        return Described(BackendState.QUEUED, f"handed to SkyPilot {since:.0f} s ago")
 
     def cancel(self, run_id: str) -> bool:
         self._asked.pop(run_id, None)

@@ -34,7 +34,7 @@ class ManagedJob:
     recoveries: int
     detail: str
     submitted_at: float
-    """Seconds since 1970."""
+    """Seconds since 1970; 0 for one that never got as far as looking for a machine."""
 
 
 class SkyPilot:

@@ -188,6 +188,24 @@ def test_a_run_that_was_submitted_here_and_is_in_no_queue(
     assert backend.describe("my-run").state is state
 
 
+@pytest.mark.parametrize(
+    ("seconds_ago", "state"), [(FRESH_SECONDS - 1, BackendState.QUEUED), (FRESH_SECONDS + 1, BackendState.CANCELLED)]
+)
+def test_the_end_of_the_job_before_is_not_the_end_of_the_one_just_handed_over(
+    backend: CloudBackend, sky: FakeSky, settings: Settings, seconds_ago: float, state: BackendState
+) -> None:
+    submitted(settings, seconds_ago=seconds_ago)
+    before = NOW.timestamp() - 1000
+    sky.set_jobs(ManagedJob(1, "CANCELLED", 0, "", before), name=job_name("my-run"))
+    assert backend.describe("my-run").state is state
+
+
+def test_a_job_that_ends_at_once_is_told_at_once(backend: CloudBackend, sky: FakeSky, settings: Settings) -> None:
+    submitted(settings, seconds_ago=10)
+    sky.set_jobs(ManagedJob(1, "FAILED", 0, "", NOW.timestamp() - 9), name=job_name("my-run"))
+    assert backend.describe("my-run").state is BackendState.FAILED
+
+
 def test_a_run_of_another_machine_that_this_skypilot_does_not_know_is_not_taken_for_gone(
     backend: CloudBackend, settings: Settings
 ) -> None:
