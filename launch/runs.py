@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -112,6 +113,8 @@ class RunReader:
         self._settled: set[int] = set()
         self._news: list[tuple[int, MetricLine]] = []
         self._view: RunView | None = None
+        self._heard: float | None = None
+        """When something new was read, by a clock that only goes forward."""
 
     def poll(self, now: datetime) -> Poll:
         """The run at this moment. A bucket out of reach makes it UNKNOWN, with what was known before.
@@ -131,7 +134,10 @@ class RunReader:
             unknown = {"status": Status.UNKNOWN, "message": error.message, "hint": error.hint}
             return Poll(before.model_copy(update=unknown), described, unread=error)
         assert self._facts is not None  # noqa: S101 - `_read` set it
-        self._view = view_of(self._facts, described, bucket=self._store.uri, now=now)
+        if self._news and self._view is not None:  # what the first look finds may be of any age
+            self._heard = time.monotonic()
+        silent = None if self._heard is None else time.monotonic() - self._heard
+        self._view = view_of(self._facts, described, bucket=self._store.uri, now=now, silent_seconds=silent)
         if not self._metrics:  # without them nobody knows how long an attempt lived
             self._view = self._view.model_copy(update={"spent_usd": None, "silent_usd": 0.0})
         news, self._news = tuple(self._news), []

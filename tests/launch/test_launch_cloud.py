@@ -122,6 +122,21 @@ def test_a_run_that_is_over_is_not_asked_to_stop(desk: Desk) -> None:
     assert desk.status() == "failed"
 
 
+def test_what_a_recipe_says_otherwise_and_changes_nothing_by_it_is_told(desk: Desk) -> None:
+    launched(desk)
+    desk.sky.set_jobs(ManagedJob(1, "FAILED", 0, "", 0), name=job_name("my-run"))
+    desk.later = 2 * FRESH_SECONDS
+    again = ("launch", "--run", "my-run", *ON_SLURM, "--dry-run")
+    assert "no effect" not in desk.ftjob(*again, desk.recipe).stdout
+    changed = make_recipe(desk.recipe.parent, checkpoints={"minutes": 5})
+    done = desk.ftjob(*again, changed)
+    assert done.exit_code == 0, done.stderr
+    told = " ".join(done.stdout.split())
+    assert (
+        "checkpoints.minutes of the recipe (5.0) has no effect: the run keeps what it was launched with (auto)" in told
+    )
+
+
 def test_a_dry_run_shows_everything_and_creates_nothing(desk: Desk) -> None:
     done = desk.ftjob("launch", *ON_SLURM, "--dry-run", "--show-task", desk.recipe)
     assert done.exit_code == 0, done.stderr
