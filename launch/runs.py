@@ -70,6 +70,13 @@ def newest_submission(store: Store, run_id: str) -> Submission | None:
     return Submission.from_bytes(store.get(keys[-1]), name=f"the last submission of run {run_id}")
 
 
+def submissions_of(store: Store, run_id: str) -> list[Submission]:
+    """Everything the run was handed over with, in order. Raises StorageError, Damaged."""
+    layout = RunLayout(run_id)
+    keys = [info.key for info in store.list(layout.submissions) if layout.submitted(info.key) is not None]
+    return [Submission.from_bytes(store.get(key), name=f"{key} of run {run_id}") for key in keys]
+
+
 def list_runs(store: Store) -> Iterator[str]:
     """The ids of the runs in a bucket, sorted."""
     for info in store.list(RUNS):
