@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, TypeVar
 
 from job import checkpoints, sealed, spool
 from job.ceiling import Ceiling
-from job.claim import claim_next, is_published, read_run
+from job.claim import claim_next, forget_starts, is_published, read_run, without_a_claim
 from job.contract.environ import JobEnviron
-from job.contract.errors import FtjobError
+from job.contract.errors import FtjobError, Unreachable
 from job.contract.identity import check_resumable
 from job.contract.layout import CheckpointName, RunLayout
 from job.contract.metrics import Committed, Restored
@@ -27,7 +27,7 @@ from job.logs import bind, get_logger
 from job.notice import Notice
 from job.patience import insist
 from job.rows import Files
-from job.stop import watch_for_stop
+from job.stop import REASON, is_asked_to_stop, watch_for_stop
 from job.storage import Store, open_store
 from job.storage.store import translate_os_error
 from job.variables import settle
@@ -72,11 +72,18 @@ class Attempt:
             record = self._insist("recipe", lambda: read_run(self._store, self._layout))
             if self._insist("adapter", lambda: is_published(self._store, self._layout)):
                 return Ending(Outcome.DONE, "the adapter is published already")
+            if self._insist("stop", lambda: is_asked_to_stop(self._store, self._layout, self._environ.submission)):
+                # Not "try again": a backend that was not told to stop would start the job for ever.
+                again = f"`ftjob launch --run {self._environ.run_id}` goes on from the last commit"
+                return Ending(Outcome.FAILED, f"not begun: there is {REASON}", again)
             # From before the claim, which reads how long this machine has been up: no second in between is unpaid.
             began = time.monotonic()
             claim = claim_next(self._store, self._layout, self._environ, insist=self._insist)
         except _NoticeGiven:
             return Ending(Outcome.PREEMPTED, f"stopped by {self._notice.reason} before it began")
+        except Unreachable as error:
+            return without_a_claim(error, self._workdir, self._environ)
+        forget_starts(self._workdir, self._environ)
         bind(attempt=claim.attempt)
         get_logger().info("attempt.claimed", claim=claim.attempt)
         beat = self._environ.heartbeat_seconds

@@ -125,7 +125,11 @@ class Spool:
         folder = self._folder / str(draft.name)
         with self._changed:
             # The one being uploaded stays; of those that still wait, only the newest and the epochs' are worth it.
-            for old in [staged for staged in self._queue[1:] if staged.draft.reason == "interval"]:
+            late = [staged for staged in self._queue[1:] if staged.draft.reason == "interval"]
+            # While the disk is full they wait in memory: no more of them than the pruner would spare.
+            epochs = [staged for staged in self._queue[1:] if staged.manifest is None and staged not in late]
+            late += epochs[: max(len(epochs) + 1 - self._keep, 0)]
+            for old in late:
                 self._queue.remove(old)
                 self._dropped.append(old)
             self._queue.append(_Staged(draft, write, folder, decided, blocking_seconds))

@@ -18,6 +18,14 @@ LOOK_SECONDS: Final = 5.0
 REASON: Final = "a request to stop"
 
 
+def is_asked_to_stop(store: Store, layout: RunLayout, submission: int) -> bool:
+    """Whether somebody asked this submission of the run to stop. Raises StorageError."""
+    try:
+        return bool(submission and store.get(layout.stop(submission)))
+    except NotFound:
+        return False
+
+
 def watch_for_stop(
     store: Store, layout: RunLayout, submission: int, notice: Notice, *, every: float = LOOK_SECONDS
 ) -> threading.Event:
@@ -32,14 +40,11 @@ def watch_for_stop(
     def watch() -> None:
         while not over.is_set() and not notice.given:
             try:
-                store.get(layout.stop(submission))
-            except NotFound:
-                pass
+                if is_asked_to_stop(store, layout, submission):
+                    notice.give(REASON)
+                    return
             except StorageError:  # whoever cannot be reached asks for nothing
                 pass
-            else:
-                notice.give(REASON)
-                return
             over.wait(every)
 
     if submission:

@@ -98,8 +98,11 @@ def given_to_the_job(record: RunRecord, store: Store) -> Given:
                 f"the credentials for S3 end at {end}: a run that is not over by then stops; "
                 "long-lived ones, of a user of its own, do not",
             )
-    if "HF_ENDPOINT" in os.environ:
-        variables = variables | {"HF_ENDPOINT": os.environ["HF_ENDPOINT"]}
+    if hub := os.environ.get("HF_ENDPOINT"):
+        if "@" in hub:  # user:password@ of a mirror: no plan and no task may show it
+            secret["HF_ENDPOINT"] = hub
+        else:
+            variables = variables | {"HF_ENDPOINT": hub}
     token = Hub.of(os.environ).token if record.recipe.base_model.is_on_hub else None
     if token:
         secret["HF_TOKEN"] = token

@@ -165,11 +165,13 @@ def stay(
     with live or nullcontext():
         display = live or PlainDisplay(console)
 
-        def stop() -> None:
+        def stop() -> bool:
             try:
                 stop_run(store, record.run_id, backend, display.say)
             except FtjobError as error:
                 display.say(f"the run could not be stopped: {error.message}")
+                return False
+            return True
 
         return follow(
             reader, stop, display, interrupts, every=seconds_between_looks(store), cancels=cancels, leave_now=leave_now

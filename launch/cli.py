@@ -43,9 +43,12 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except FtjobError as error:
-            click.echo(f"ftjob: {error.message}", err=True)
+            from job.logs import mask
+
+            # Libraries name addresses as they were given, with the password in them.
+            click.echo(mask(f"ftjob: {error.message}"), err=True)
             if error.hint:
-                click.echo(f"hint: {error.hint}", err=True)
+                click.echo(mask(f"hint: {error.hint}"), err=True)
             ctx.exit(EXIT_BAD_INPUT if isinstance(error, BadInput) else EXIT_ERROR)
         except KeyboardInterrupt:
             click.echo("ftjob: interrupted", err=True)

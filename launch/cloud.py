@@ -70,6 +70,7 @@ class Sky(Protocol):
     def check_clouds(self, names: Sequence[str]) -> None: ...
     def catalogs(self) -> tuple[str, ...]: ...
     def listed(self, clouds: Sequence[str]) -> tuple[Listed, ...]: ...
+    def dearest_spot(self, instance_type: str, region: str) -> float | None: ...
     def enabled_clouds(self) -> tuple[str, ...]: ...
     def check_task(self, task: Mapping[str, Any]) -> None: ...
     def launch(self, task: Mapping[str, Any], secrets: Mapping[str, str]) -> int: ...
@@ -160,7 +161,14 @@ class CloudBackend:
         if not offers:
             where = ", ".join(clouds) + (f", region {shopping.region}" if shopping.region else "")
             raise nobody_sells(gpus, listed, where=where)
-        return offers
+        return tuple(self._in_its_dearest_zone(offer) for offer in offers)
+
+    def _in_its_dearest_zone(self, offer: Offer) -> Offer:
+        """What is spent may be over-counted, never under-counted: nobody knows in which zone it will be."""
+        if not offer.spot or offer.cloud != "aws" or offer.instance_type is None or offer.region is None:
+            return offer
+        dearest = self._sky.dearest_spot(offer.instance_type, offer.region)
+        return offer.model_copy(update={"usd_per_hour": max(dearest or 0.0, offer.usd_per_hour or 0.0)})
 
     def _choose(self, offers: Sequence[Offer], shopping: Shopping) -> Choice:
         if any(offer.is_own for offer in offers):
@@ -222,6 +230,9 @@ class CloudBackend:
         if jobs:
             job = jobs[0]
             state = _STATES.get(job.status)
+            fresh = self._handed_over_since(run_id, job.submitted_at) if job.submitted_at else None
+            if fresh is not None and not _is_alive(job):
+                return fresh
             if state is None:
                 return Described(
                     BackendState.UNREACHABLE, f"SkyPilot says {job.status}, which this ftjob does not know"
@@ -232,10 +243,20 @@ class CloudBackend:
             return Described(BackendState.UNREACHABLE, "this machine's SkyPilot does not know it: launched elsewhere")
         if known.submitted_at is None:
             return Described(BackendState.GONE, "it was never handed to SkyPilot")
-        since = self._clock() - known.submitted_at.timestamp()
-        if since < FRESH_SECONDS:
-            return Described(BackendState.QUEUED, f"handed to SkyPilot {since:.0f} s ago")
-        return Described(BackendState.GONE, "SkyPilot has no job of it")
+        fresh = self._handed_over_since(run_id, 0.0)
+        return fresh or Described(BackendState.GONE, "SkyPilot has no job of it")
+
+    def _handed_over_since(self, run_id: str, when: float) -> Described | None:
+        """What to say while SkyPilot's queue may not show yet what it was given here after that moment, or else None.
+        The end of the job before must not be taken for this one's: whoever goes on then buys a second machine."""
+        known = recall(self._settings.home, run_id)
+        if known is None or known.backend != self.name or known.submitted_at is None:
+            return None
+        at = known.submitted_at.timestamp()
+        since = self._clock() - at
+        if at <= when or since >= FRESH_SECONDS:
+            return None
+        return Described(BackendState.QUEUED, f"handed to SkyPilot {since:.0f} s ago")
 
     def cancel(self, run_id: str) -> bool:
         self._asked.pop(run_id, None)

@@ -17,6 +17,8 @@ from launch.view import RunView
 
 OVERSPENT_SECONDS: Final = 60.0
 """For how long a job may take to notice by itself that its budget is spent."""
+STOP_AGAIN_SECONDS: Final = 60.0
+"""Between two tries to stop a run, where the first did not work."""
 _LOCAL_SECONDS: Final = 0.25
 _REMOTE_SECONDS: Final = 2.0
 """Between two looks: a look at an s3:// bucket costs some five requests."""
@@ -61,11 +63,12 @@ def seconds_between_looks(store: Store) -> float:
 
 def follow(
     reader: RunReader,
-    stop: Callable[[], object],
+    stop: Callable[[], bool],
     display: Display,
     interrupts: Interrupts,
     *,
     every: float,
+    again: float = STOP_AGAIN_SECONDS,
     cancels: bool = True,
     leave_now: Callable[[Poll], str] = lambda _: "",
 ) -> RunView:
@@ -75,8 +78,9 @@ def follow(
     when its budget is spent is stopped from here.
 
     Args:
-        stop: ends the run; called at most once, and may take a minute.
+        stop: ends the run, and says whether it could be asked to; until then it is called again. May take a minute.
         every: seconds between two looks.
+        again: seconds between two tries to stop it.
         cancels: False when an interrupt is for the watching only.
         leave_now: why the run should stop where it is, to go on elsewhere; empty while it should not.
 
@@ -85,15 +89,21 @@ def follow(
     """
     view: RunView | None = None
     asked = False
+    next_try = 0.0
     overspent_since: float | None = None
     over_since: float | None = None
+
+    def end(why: str) -> None:
+        nonlocal asked, next_try
+        display.say(why)
+        asked = stop()
+        next_try = time.monotonic() + again
+
     while True:
         if interrupts.count and not cancels and view is not None:
             return view
-        if interrupts.count and cancels and not asked:
-            asked = True
-            display.say("stopping: the job saves its work first (once more to leave it alone)")
-            stop()
+        if interrupts.count and cancels and not asked and time.monotonic() >= next_try:
+            end("stopping: the job saves its work first (once more to leave it alone)")
         try:
             poll = reader.poll(datetime.now(UTC))
         except StorageError as error:
@@ -109,15 +119,12 @@ def follow(
                     return view
             else:
                 over_since = None
-            if not asked and (why := leave_now(poll)):
-                asked = True
-                display.say(why)
-                stop()
+            may_try = not asked and time.monotonic() >= next_try
+            if may_try and (why := leave_now(poll)):
+                end(why)
             overspent_since = (overspent_since or time.monotonic()) if view.is_overspent else None
-            if overspent_since and time.monotonic() - overspent_since > OVERSPENT_SECONDS and not asked:
-                asked = True
-                display.say("its budget is spent and it goes on: it is stopped from here")
-                stop()
+            if overspent_since and time.monotonic() - overspent_since > OVERSPENT_SECONDS and may_try and not asked:
+                end("its budget is spent and it goes on: it is stopped from here")
         if interrupts.count > 1 and view is not None:
             return view
         time.sleep(every)

@@ -83,7 +83,8 @@ def prepare(here: Here, wish: Wish, *, for_launch: bool) -> Prepared:
         base_bytes=_base_bytes(record, resolved),
     )
     plan = with_precision(plan, own_gpu=_has_own_gpu(plan))
-    notes = (*plan.notes, *given.notes, *(_notes_of(resolved) if resolved is not None else ()))
+    told = (*_notes_of(resolved), *_without_effect(resolved, record)) if resolved is not None else ()
+    notes = (*plan.notes, *given.notes, *told)
     plan = plan.model_copy(update={"notes": notes, "uploads": uploads, "spent_usd": spent})
     refused = None
     if resolved is not None and not _has_own_gpu(plan):
@@ -201,6 +202,17 @@ def _notes_of(resolved: Resolved) -> list[str]:
     if resolved.base_model.caveat:
         notes.append(resolved.base_model.caveat)
     return notes
+
+
+def _without_effect(resolved: Resolved, record: RunRecord) -> list[str]:
+    """What a recipe that is named together with its run says otherwise, and changes nothing by it."""
+    said, holds = resolved.recipe.checkpoints, record.recipe.checkpoints
+    return [
+        f"checkpoints.{name} of the recipe ({value}) has no effect: the run keeps what it was launched with "
+        f"({getattr(holds, name)})"
+        for name, value in said
+        if value != getattr(holds, name)
+    ]
 
 
 def _base_bytes(record: RunRecord, resolved: Resolved | None) -> int | None:

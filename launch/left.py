@@ -7,7 +7,7 @@ from job.contract.submission import OWN
 from job.storage import Store
 from launch.backend import Backend
 from launch.ec2 import instances_labelled
-from launch.runs import newest_submission
+from launch.runs import submissions_of
 from launch.task import RUN_LABEL
 from launch.view import Left
 
@@ -23,8 +23,8 @@ def left_of(backend: Backend, store: Store, run_id: str) -> Left:
         asked.append(backend.name)
     except FtjobError as error:
         not_asked.append(f"{backend.name}: {error.message}")
-    submission = newest_submission(store, run_id)
-    offers = submission.offers if submission else ()
+    # Of every submission: what was lost sight of may be where an earlier one bought.
+    offers = [offer for submission in submissions_of(store, run_id) for offer in submission.offers]
     for region in sorted({offer.region for offer in offers if offer.cloud == "aws" and offer.region}):
         try:
             names += instances_labelled(run_id, region)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -69,6 +70,13 @@ def newest_submission(store: Store, run_id: str) -> Submission | None:
     return Submission.from_bytes(store.get(keys[-1]), name=f"the last submission of run {run_id}")
 
 
+def submissions_of(store: Store, run_id: str) -> list[Submission]:
+    """Everything the run was handed over with, in order. Raises StorageError, Damaged."""
+    layout = RunLayout(run_id)
+    keys = [info.key for info in store.list(layout.submissions) if layout.submitted(info.key) is not None]
+    return [Submission.from_bytes(store.get(key), name=f"{key} of run {run_id}") for key in keys]
+
+
 def list_runs(store: Store) -> Iterator[str]:
     """The ids of the runs in a bucket, sorted."""
     for info in store.list(RUNS):
@@ -112,6 +120,8 @@ class RunReader:
         self._settled: set[int] = set()
         self._news: list[tuple[int, MetricLine]] = []
         self._view: RunView | None = None
+        self._heard: float | None = None
+        """When something new was read, by a clock that only goes forward."""
 
     def poll(self, now: datetime) -> Poll:
         """The run at this moment. A bucket out of reach makes it UNKNOWN, with what was known before.
@@ -131,7 +141,10 @@ class RunReader:
             unknown = {"status": Status.UNKNOWN, "message": error.message, "hint": error.hint}
             return Poll(before.model_copy(update=unknown), described, unread=error)
         assert self._facts is not None  # noqa: S101 - `_read` set it
-        self._view = view_of(self._facts, described, bucket=self._store.uri, now=now)
+        if self._news and self._view is not None:  # what the first look finds may be of any age
+            self._heard = time.monotonic()
+        silent = None if self._heard is None else time.monotonic() - self._heard
+        self._view = view_of(self._facts, described, bucket=self._store.uri, now=now, silent_seconds=silent)
         if not self._metrics:  # without them nobody knows how long an attempt lived
             self._view = self._view.model_copy(update={"spent_usd": None, "silent_usd": 0.0})
         news, self._news = tuple(self._news), []
@@ -152,6 +165,8 @@ class RunReader:
         if self._metrics:
             self._read_metrics(facts)
         for info in self._store.list(self._layout.submissions):
+            if (stopped := self._layout.asked_to_stop(info.key)) is not None:
+                facts.stops.add(stopped)
             number = self._layout.submitted(info.key)
             if number is not None and number not in facts.submissions:
                 facts.submissions[number] = Submission.from_bytes(self._store.get(info.key), name=info.key)

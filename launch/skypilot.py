@@ -34,7 +34,7 @@ class ManagedJob:
     recoveries: int
     detail: str
     submitted_at: float
-    """Seconds since 1970."""
+    """Seconds since 1970; 0 for one that never got as far as looking for a machine."""
 
 
 class SkyPilot:
@@ -90,6 +90,19 @@ class SkyPilot:
                     ) from error
                 found += [_listed(row) for infos in rows.values() for row in infos]
         return tuple(found)
+
+    def dearest_spot(self, instance_type: str, region: str) -> float | None:
+        """Dollars an hour of spot in the dearest zone of an AWS region, where the catalog tells. On AWS each zone has a
+        price of its own, up to five times another's (H100:8 in us-east-1, 2026-11), and SkyPilot goes from one to the
+        next until one has a machine. `listed` has the cheapest.
+        """
+        with _quietly(), _errors("the prices of aws"):
+            from sky import catalog
+
+            regions = catalog.get_region_zones_for_instance_type(instance_type, use_spot=True, clouds="aws")
+            zones = [zone.name for each in regions if each.name == region for zone in each.zones or ()]
+            prices = [catalog.get_hourly_cost(instance_type, True, region, zone, clouds="aws") for zone in zones]
+            return max(prices, default=None)
 
     def enabled_clouds(self) -> tuple[str, ...]:
         """The clouds that SkyPilot has working credentials for. Starts the API server if it is not running."""

@@ -59,7 +59,10 @@ def budget_and_spent(
     if budget.max_usd is not None and view.spent_usd is not None and view.spent_usd >= budget.max_usd:
         raise BadInput(
             f"run {record.run_id} has spent ${view.spent_usd:.2f} of its ${budget.max_usd:.2f}",
-            hint="--budget +20 allows so much more",
+            # With what the recipe says "+20" would come to the same sum again.
+            hint=f"--budget {math.ceil(view.spent_usd) + 20} allows more"
+            if "max_usd" in written
+            else "--budget +20 allows so much more",
         )
     return budget, view.spent_usd or 0.0
 

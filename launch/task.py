@@ -90,6 +90,9 @@ def _resource(place: Place, plan: Plan) -> dict[str, Any]:
     resource: dict[str, Any] = {"infra": offer.infra, "accelerators": f"{offer.gpu}:{offer.gpus}"}
     if place.way is Way.HOST:
         return resource  # a cluster of one's own knows neither spot nor disks
+    if offer.instance_type is not None and "(" not in offer.instance_type:  # GCP's "(attachable)" is none
+        # Where this one is sold out SkyPilot would go on to the next dearer one, whose price no budget knows.
+        resource["instance_type"] = offer.instance_type
     resource["use_spot"] = offer.spot
     if plan.disk_gb is not None:
         resource["disk_size"] = plan.disk_gb

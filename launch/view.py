@@ -111,6 +111,8 @@ class Facts:
     adapter: AdapterManifest | None = None
     """The final one, or, without it, the last that landed."""
     submissions: dict[int, Submission] = field(default_factory=dict)
+    stops: set[int] = field(default_factory=set)
+    """Submissions that were asked to stop."""
 
     @property
     def budget(self) -> Budget:
@@ -123,8 +125,14 @@ class Facts:
         return ledger_of(self.claims, self.ends, self.lines, self.submissions.values(), running=running)
 
 
-def view_of(facts: Facts, described: Described, *, bucket: str, now: datetime) -> RunView:
-    """The run as it is. `described` must have been asked before the records were read."""
+def view_of(
+    facts: Facts, described: Described, *, bucket: str, now: datetime, silent_seconds: float | None = None
+) -> RunView:
+    """The run as it is. `described` must have been asked before the records were read.
+
+    Args:
+        silent_seconds: since the last sign of life, where the reader heard it; else by the calendars, which may differ.
+    """
     newest = max(facts.claims, default=0)
     end = facts.ends.get(newest)
     status = derive_status(
@@ -134,6 +142,7 @@ def view_of(facts: Facts, described: Described, *, bucket: str, now: datetime) -
         attempts=len(facts.claims),
         last_end=end.outcome if end else None,
         backend=described.state,
+        asked_to_stop=max(facts.submissions, default=0) in facts.stops,
     )
     may_live = described.state in (BackendState.ALIVE, BackendState.UNREACHABLE)
     running = newest if may_live and end is None else None
@@ -169,17 +178,20 @@ def view_of(facts: Facts, described: Described, *, bucket: str, now: datetime) -
         message=message,
         hint=hint,
         spent_usd=ledger.usd if facts.submissions else None,
-        silent_usd=_silent_usd(ledger, running, sign.at if sign else None, now),
+        silent_usd=_silent_usd(ledger, running, sign.at if sign else None, now, silent_seconds),
         budget=facts.budget,
     )
 
 
-def _silent_usd(ledger: Ledger, running: int | None, sign: datetime | None, now: datetime) -> float:
+def _silent_usd(
+    ledger: Ledger, running: int | None, sign: datetime | None, now: datetime, seconds: float | None
+) -> float:
     charge = next((each for each in ledger.charges if each.attempt == running), None)
     if charge is None or charge.usd_per_hour is None:
         return 0.0
-    since = sign or charge.started_at
-    return max((now - since).total_seconds(), 0.0) / 3600 * charge.usd_per_hour
+    if seconds is None:
+        seconds = max((now - (sign or charge.started_at)).total_seconds(), 0.0)
+    return seconds / 3600 * charge.usd_per_hour
 
 
 def exit_code_of(view: RunView) -> int:

@@ -44,6 +44,7 @@ PROBES: Final = Key("runs/.probe/")
 _RUN_ID = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 _CHECKPOINT = re.compile(r"step-([0-9]{8})-a([0-9]{4})")
 _SUBMISSION = re.compile(r"submissions/([0-9]{4})\.json")
+_STOP = re.compile(r"submissions/([0-9]{4})\.stop\.json")
 _CLAIM = re.compile(r"attempts/([0-9]{4})\.json")
 _END = re.compile(r"attempts/([0-9]{4})\.end\.json")
 _LANDED = re.compile(r"landed/a([0-9]{4})\.json")
@@ -184,6 +185,10 @@ class RunLayout:
 
     def submitted(self, key: str) -> int | None:
         match = _SUBMISSION.fullmatch(self._relative(key))
+        return int(match[1]) if match else None
+
+    def asked_to_stop(self, key: str) -> int | None:
+        match = _STOP.fullmatch(self._relative(key))
         return int(match[1]) if match else None
 
     def claimed_attempt(self, key: str) -> int | None:

@@ -41,7 +41,13 @@ class Status(StrEnum):
 
 
 def derive_status(
-    *, published: bool, complete: bool, attempts: int, last_end: Outcome | None, backend: BackendState
+    *,
+    published: bool,
+    complete: bool,
+    attempts: int,
+    last_end: Outcome | None,
+    backend: BackendState,
+    asked_to_stop: bool = False,
 ) -> Status:
     """The status.
 
@@ -50,9 +56,13 @@ def derive_status(
         attempts: number of claims.
         last_end: outcome in the newest attempt's end record; None when it has none.
         backend: what the backend answered.
+        asked_to_stop: the newest submission was, through the bucket. A job that is started again then ends at once, and
+            its exit code asks for no other attempt: to the backend that is a failure.
     """
     if published and complete:
         return Status.SUCCEEDED
+    if asked_to_stop and not published and last_end in (None, Outcome.PREEMPTED):
+        backend = BackendState.CANCELLED if backend in (BackendState.FAILED, BackendState.GONE) else backend
     match backend:
         case BackendState.UNREACHABLE:
             return Status.UNKNOWN

@@ -83,7 +83,7 @@ def translate_os_error(error: OSError, what: str) -> StorageError:
     """What the operating system said about a file, as an error of ours; `what` is the key or the file."""
     text = f"{what}: {error.strerror or error}" + (f" ({error.filename})" if error.filename else "")
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return Unreachable(f"no space left for {text}", hint="free some space; writing is tried again")
+        return Unreachable(f"no space left for {text}", hint="free some space there")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return AccessRefused(f"not allowed to use {text}", hint="check the folder's owner and permissions")
     if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
@@ -18,6 +18,7 @@ class Known:
     attempts: int
     last_end: Outcome | None
     backend: BackendState
+    asked_to_stop: bool = False
 
     @property
     def status(self) -> Status:
@@ -27,6 +28,7 @@ class Known:
             attempts=self.attempts,
             last_end=self.last_end,
             backend=self.backend,
+            asked_to_stop=self.asked_to_stop,
         )
 
 
@@ -76,6 +78,16 @@ def test_what_a_backend_has_let_go_is_always_over() -> None:
 def test_what_a_person_cancelled_is_cancelled_and_nothing_else_is() -> None:
     assert {known.status for known in of(BackendState.CANCELLED)} == {Status.CANCELLED}
     assert {known.backend for known in ALL if known.status is Status.CANCELLED} == {BackendState.CANCELLED}
+
+
+def test_what_was_asked_to_stop_through_the_bucket_is_cancelled_once_it_is_let_go_unless_it_ended_otherwise() -> None:
+    for known in UNFINISHED:
+        asked = replace(known, asked_to_stop=True).status
+        let_go = known.backend in (BackendState.GONE, BackendState.FAILED) and not known.published
+        if let_go and known.last_end in (None, Outcome.PREEMPTED):
+            assert asked is Status.CANCELLED
+        else:
+            assert asked is known.status
 
 
 def test_a_process_without_an_attempt_is_pending_with_one_running_and_after_an_end_recovering() -> None:

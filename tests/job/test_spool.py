@@ -98,6 +98,29 @@ def test_waiting_interval_checkpoints_give_way_to_newer_ones_and_epochs_do_not(t
     assert steps(inner) == [40, 20, 10]
 
 
+def test_while_the_disk_is_full_no_more_epochs_wait_in_memory_than_would_be_kept(tmp_path: Path) -> None:
+    inner = FileStore(tmp_path / "bucket")
+    full = threading.Event()
+    full.set()
+
+    def held(step: int) -> Callable[[Path], None]:
+        def write(folder: Path) -> None:
+            if full.is_set():
+                raise OSError(28, "No space left on device")
+            writer(step)(folder)
+
+        return write
+
+    line = spool(inner, tmp_path / "spool", keep=2)
+    for step in range(10, 100, 10):
+        line.stage(draft(step), held(step), blocking_seconds=0)
+    assert line.waiting == 3  # the one that is being tried, and the newest two
+    full.clear()
+    assert line.flush(20)
+    line.close()
+    assert steps(inner) == [90, 80]
+
+
 def test_the_journal_is_on_record_before_the_checkpoint_that_covers_it(tmp_path: Path) -> None:
     store = FileStore(tmp_path / "bucket")
     seen: list[list[int]] = []

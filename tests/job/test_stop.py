@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from job.attempt import Attempt
 from job.contract.layout import RunLayout
 from job.contract.outcome import EXIT_CODES, Outcome
 from job.notice import Notice
@@ -39,6 +40,16 @@ def test_a_bucket_out_of_reach_asks_for_nothing_and_is_asked_again(tmp_path: Pat
     store.mend()
     assert notice.wait(PATIENCE)
     over.set()
+
+
+def test_a_job_that_is_started_after_it_was_asked_begins_nothing_and_asks_for_no_other_attempt(tmp_path: Path) -> None:
+    run = start(tmp_path, rows=4)
+    run.submit()
+    open_store(run.bucket).put_new(run.layout.stop(1), b"{}")
+    ending = Attempt(run.environ(submission=1), Notice()).live()
+    assert (ending.outcome, ending.step) == (Outcome.FAILED, 0)
+    assert REASON in ending.message
+    assert not run.story().claims
 
 
 @pytest.mark.slow

@@ -152,7 +152,7 @@ def test_a_disk_that_is_really_full_says_so(tmp_path: Path) -> None:
         store.put_new(Key("small"), b"fits")
         with pytest.raises(Unreachable, match="no space left for big: No space left on device") as caught:
             store.put_new(Key("big"), bytes(1_000_000))
-        assert caught.value.hint == "free some space; writing is tried again"
+        assert caught.value.hint == "free some space there"
         assert keys(store) == ["small"]
         store.put_new(Key("next"), b"fits")
     finally:

@@ -33,6 +33,7 @@ class FakeSky:
         folder: launched.json (tasks), jobs.json (the queue).
         rows: the catalog.
         enabled: the clouds with credentials.
+        dearest: the spot price of the dearest zone, by instance type and region.
         broken: raised by every question to the API server.
     """
 
@@ -42,6 +43,7 @@ class FakeSky:
         *,
         rows: Sequence[Listed] = H100,
         enabled: Sequence[str] = ("aws", "gcp", "nebius", "lambda"),
+        dearest: Mapping[tuple[str, str], float] | None = None,
         broken: FtjobError | None = None,
         log: Sequence[str] = (),
         machines: Sequence[str] = (),
@@ -49,6 +51,7 @@ class FakeSky:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.rows, self.enabled = folder, tuple(rows), tuple(enabled)
         self.broken, self.log, self.machines = broken, log, machines
+        self.dearest = dict(dearest or {})
         self.cancelled: list[int] = []
 
     def check_installed(self) -> None:
@@ -62,6 +65,9 @@ class FakeSky:
 
     def listed(self, clouds: Sequence[str]) -> tuple[Listed, ...]:
         return tuple(row for row in self.rows if row.cloud in clouds)
+
+    def dearest_spot(self, instance_type: str, region: str) -> float | None:
+        return self.dearest.get((instance_type, region))
 
     def enabled_clouds(self) -> tuple[str, ...]:
         self._answer()

@@ -11,7 +11,8 @@ import pytest
 from job.contract.errors import BadInput, Unreachable
 from job.contract.layout import run_of_recipe_key
 from job.storage import Store, open_store
-from launch.access import check_bucket, job_credentials, job_variables
+from launch.access import check_bucket, given_to_the_job, job_credentials, job_variables
+from tests.contract.examples import run_record
 from tests.job.scripted_s3 import OK, Answer, ScriptedS3
 from tests.s3server import S3Server
 
@@ -195,6 +196,15 @@ def test_a_server_and_region_of_a_profile_travel_too_and_its_name_does_not(
         "FTJOB_S3_ENDPOINT": "https://minio.example.com",
         "FTJOB_S3_REGION": "sa-east-1",
     }
+
+
+@pytest.mark.parametrize(("hub", "secret"), [("https://hub.example", False), ("https://me:pw@hub.example", True)])
+def test_a_mirror_of_the_hub_that_is_named_with_a_password_travels_as_a_secret(
+    monkeypatch: pytest.MonkeyPatch, hub: str, secret: bool
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", hub)
+    given = given_to_the_job(run_record(), bucket())
+    assert ("HF_ENDPOINT" in given.secrets, "HF_ENDPOINT" in given.variables) == (secret, not secret)
 
 
 def test_aws_itself_is_named_by_its_region_only(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,6 +69,18 @@ def test_the_plan_buys_the_cheapest_that_can_be_used(backend: CloudBackend) -> N
     assert [mount.how for mount in made.mounts] == ["copy"]
 
 
+def test_a_spot_offer_costs_what_the_dearest_zone_of_its_region_does(backend: CloudBackend, sky: FakeSky) -> None:
+    """SkyPilot goes from zone to zone, and a ledger that counts the cheapest would let the budget be overspent."""
+    [place] = plan(backend, Shopping(gpu="A100-80GB:8")).places
+    assert (place.offer.spot, place.offer.usd_per_hour) == (True, 8.65)
+    sky.dearest = {("p4de.24xlarge", "us-east-1"): 9.97}
+    [place] = plan(backend, Shopping(gpu="A100-80GB:8")).places
+    assert (place.offer.spot, place.offer.usd_per_hour) == (True, 9.97)
+    sky.dearest = {("p4de.24xlarge", "us-east-1"): 27.45}
+    [place] = plan(backend, Shopping(gpu="A100-80GB:8")).places
+    assert (place.offer.spot, place.offer.usd_per_hour) == (False, 27.45)
+
+
 def test_only_enabled_clouds_are_bought_from(backend: CloudBackend, sky: FakeSky) -> None:
     sky.enabled = ("gcp",)
     made = plan(backend, Shopping(gpu="H100", enabled_only=True))
@@ -174,6 +186,24 @@ def test_a_run_that_was_submitted_here_and_is_in_no_queue(
 ) -> None:
     submitted(settings, seconds_ago=seconds_ago)
     assert backend.describe("my-run").state is state
+
+
+@pytest.mark.parametrize(
+    ("seconds_ago", "state"), [(FRESH_SECONDS - 1, BackendState.QUEUED), (FRESH_SECONDS + 1, BackendState.CANCELLED)]
+)
+def test_the_end_of_the_job_before_is_not_the_end_of_the_one_just_handed_over(
+    backend: CloudBackend, sky: FakeSky, settings: Settings, seconds_ago: float, state: BackendState
+) -> None:
+    submitted(settings, seconds_ago=seconds_ago)
+    before = NOW.timestamp() - 1000
+    sky.set_jobs(ManagedJob(1, "CANCELLED", 0, "", before), name=job_name("my-run"))
+    assert backend.describe("my-run").state is state
+
+
+def test_a_job_that_ends_at_once_is_told_at_once(backend: CloudBackend, sky: FakeSky, settings: Settings) -> None:
+    submitted(settings, seconds_ago=10)
+    sky.set_jobs(ManagedJob(1, "FAILED", 0, "", NOW.timestamp() - 9), name=job_name("my-run"))
+    assert backend.describe("my-run").state is BackendState.FAILED
 
 
 def test_a_run_of_another_machine_that_this_skypilot_does_not_know_is_not_taken_for_gone(

@@ -8,13 +8,18 @@ import pty
 import signal
 import subprocess
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from job.contract.layout import RunLayout
+from launch.cli import cli
 from launch.home import RunFolder
 from launch.process import is_locked
-from tests.launch.kit import Desk
+from tests.contract import examples
+from tests.launch.kit import Desk, backend_maker
 from tests.watching import wait_for
 
 
@@ -178,6 +183,21 @@ def test_a_detached_launch_returns_at_once_and_cancel_stops_it(desk: Desk) -> No
     assert cancelled.exit_code == 0, cancelled.stderr
     assert json.loads(cancelled.stdout)["status"] == "cancelled"
     assert not is_locked(RunFolder.of(desk.home, "free").lock)
+
+
+def test_another_machine_stops_a_run_of_this_one_through_the_bucket(desk: Desk, tmp_path: Path) -> None:
+    record = desk.create("far")
+    submission = examples.submission().model_copy(update={"submission": 1, "backend": "local"})
+    desk.store.put_new(RunLayout(record.run_id).submission(1), submission.to_bytes())
+    elsewhere = CliRunner(mix_stderr=False).invoke(
+        cli,
+        ["cancel", "far", "--bucket", desk.settings.bucket],
+        obj=backend_maker("{}"),
+        env={"FTJOB_HOME": str(tmp_path / "other")},
+    )
+    assert elsewhere.exit_code == 0, elsewhere.stderr
+    assert desk.store.get(RunLayout("far").stop(1))
+    assert "`ftjob cancel far` there makes sure" in elsewhere.stderr
 
 
 def test_a_detached_launch_for_people_prints_the_run_id_only(desk: Desk) -> None:

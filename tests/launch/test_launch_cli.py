@@ -190,6 +190,17 @@ def test_errors_that_are_not_the_persons_are_exit_1(desk: Desk) -> None:
     assert "Traceback" not in result.stderr
 
 
+def test_no_error_tells_the_password_of_an_address(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"AWS_ENDPOINT_URL": "http://me:pa55word@127.0.0.1:9", "AWS_MAX_ATTEMPTS": "1"}.items():
+        monkeypatch.setenv(name, value)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "testing")
+    result = desk.ftjob("list", "--bucket", "s3://mine/ftjob")
+    assert result.exit_code == 1
+    assert "127.0.0.1:9" in result.stderr
+    assert "pa55word" not in result.stderr
+
+
 # ----------------------------------------------------------------------------------------------------- taking up
 
 

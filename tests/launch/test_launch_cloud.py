@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from job.contract.errors import DatasetInvalid, Unreachable
+from job.contract.errors import DatasetInvalid, NotFound, Unreachable
 from job.contract.layout import RunLayout, Uri, dataset_key
 from job.contract.submission import Submission
 from job.storage import open_store
@@ -83,6 +83,58 @@ def test_nothing_is_bought_unasked(desk: Desk) -> None:
     assert "--yes buys without asking" in done.stderr
     assert desk.sky.launched() == []
     assert not (desk.root / "bucket").exists()
+
+
+def launched(desk: Desk) -> RunLayout:
+    assert desk.ftjob("launch", *ON_SLURM, "--yes", "--detach", "--name", "my-run", desk.recipe).exit_code == 0
+    return RunLayout("my-run")
+
+
+def test_where_skypilot_cannot_be_asked_a_cancel_reaches_the_job_through_the_bucket(desk: Desk) -> None:
+    layout = launched(desk)
+    desk.sky.broken = Unreachable("SkyPilot could not be asked")
+    done = desk.ftjob("cancel", "my-run")
+    assert done.exit_code == 0, done.stderr
+    assert open_store(desk.bucket).get(layout.stop(1))
+    assert "its machine may stay" in done.stderr
+    # The job ended, was started again, and then asked for no other attempt.
+    desk.sky.broken = None
+    desk.later = 2 * FRESH_SECONDS
+    desk.sky.set_jobs(ManagedJob(1, "FAILED", 0, "", time.time()), name=job_name("my-run"))
+    assert desk.status() == "cancelled"
+
+
+def test_any_machine_that_can_write_the_bucket_can_stop_a_run(desk: Desk, tmp_path: Path) -> None:
+    layout = launched(desk)
+    done = Desk(tmp_path / "other").ftjob("cancel", "my-run", "--bucket", desk.bucket)
+    assert done.exit_code == 0, done.stderr
+    assert open_store(desk.bucket).get(layout.stop(1))
+    assert "its machine may stay" in done.stderr
+
+
+def test_a_run_that_is_over_is_not_asked_to_stop(desk: Desk) -> None:
+    layout = launched(desk)
+    desk.sky.set_jobs(ManagedJob(1, "FAILED", 0, "", 0), name=job_name("my-run"))
+    desk.later = 2 * FRESH_SECONDS
+    assert "nothing of it runs here" in desk.ftjob("cancel", "my-run").stderr
+    with pytest.raises(NotFound):
+        open_store(desk.bucket).get(layout.stop(1))
+    assert desk.status() == "failed"
+
+
+def test_what_a_recipe_says_otherwise_and_changes_nothing_by_it_is_told(desk: Desk) -> None:
+    launched(desk)
+    desk.sky.set_jobs(ManagedJob(1, "FAILED", 0, "", 0), name=job_name("my-run"))
+    desk.later = 2 * FRESH_SECONDS
+    again = ("launch", "--run", "my-run", *ON_SLURM, "--dry-run")
+    assert "no effect" not in desk.ftjob(*again, desk.recipe).stdout
+    changed = make_recipe(desk.recipe.parent, checkpoints={"minutes": 5})
+    done = desk.ftjob(*again, changed)
+    assert done.exit_code == 0, done.stderr
+    told = " ".join(done.stdout.split())
+    assert (
+        "checkpoints.minutes of the recipe (5.0) has no effect: the run keeps what it was launched with (auto)" in told
+    )
 
 
 def test_a_dry_run_shows_everything_and_creates_nothing(desk: Desk) -> None:

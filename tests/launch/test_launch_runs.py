@@ -11,17 +11,18 @@ import pytest
 from rich.console import Console
 
 from job.contract.budget import Budget
-from job.contract.errors import AccessRefused, RunUnknown, Unreachable
+from job.contract.errors import AccessRefused, BadInput, RunUnknown, Unreachable
 from job.contract.layout import Key, RunLayout, Uri
 from job.contract.metrics import Committed, Evaluated, Heartbeat, MetricLine, Restored, Step, dump_lines
 from job.contract.outcome import Outcome
 from job.contract.records import AttemptClaim, AttemptEnd, Hardware, RunRecord
 from job.contract.status import BackendState, Status
-from job.contract.submission import Submission
+from job.contract.submission import Offer, Submission
 from job.storage import ObjectInfo, Progress, Store
 from launch.backend import Described
 from launch.begin import take_up
 from launch.displays import PlainDisplay
+from launch.follow import Interrupts, follow
 from launch.render import progress_line
 from launch.runs import Poll, RunReader, list_runs
 from launch.spending import budget_and_spent
@@ -135,6 +136,43 @@ def record(desk: Desk) -> RunRecord:
 
 def write(store: Store, attempt: int, sequence: int, *lines: MetricLine) -> None:
     store.put_new(LAYOUT.metrics_object(attempt, sequence), dump_lines(list(lines)))
+
+
+def test_a_run_that_could_not_be_stopped_is_tried_again(desk: Desk, record: RunRecord) -> None:
+    desk.store.put_new(LAYOUT.claim(1), claim(1).to_bytes())
+    tries: list[str] = []
+    looks: list[str] = []
+
+    class Living:
+        def describe(self, run_id: str) -> Described:
+            looks.append(run_id)
+            assert len(looks) < 200, "it was not tried again"
+            return Described(BackendState.CANCELLED if len(tries) > 1 else BackendState.ALIVE)
+
+    def stop() -> bool:
+        tries.append("")
+        return len(tries) > 1
+
+    interrupts = Interrupts()
+    interrupts.count = 1
+    display = PlainDisplay(Console(file=io.StringIO()))
+    reader = RunReader(desk.store, "one", Living())
+    left = follow(reader, stop, display, interrupts, every=0.001, again=0.01)
+    assert (len(tries), left.status) == (2, Status.CANCELLED)
+
+
+def test_a_live_job_is_not_stopped_for_money_because_two_calendars_differ(desk: Desk, record: RunRecord) -> None:
+    offer = Offer(cloud="local", gpu="this machine", gpus=1, spot=False, usd_per_hour=1.0)
+    submission = examples.submission().model_copy(update={"offers": (offer,), "budget": Budget(max_usd=5)})
+    desk.store.put_new(LAYOUT.submission(1), submission.to_bytes())
+    alone = {"submission": 1, "infra": {"cloud": "local"}, "up_seconds": 0.0}
+    desk.store.put_new(LAYOUT.claim(1), claim(1).model_copy(update=alone).to_bytes())
+    write(desk.store, 1, 0, Heartbeat(at=at(0), elapsed=1, phase="training"))
+    reader, ahead = RunReader(desk.store, "one", Says(BackendState.ALIVE)), at(10 * 3600)
+    assert reader.poll(ahead).view.is_overspent, "it may be dead since then: nobody has heard it"
+    write(desk.store, 1, 1, Heartbeat(at=at(15), elapsed=16, phase="training"))
+    assert not reader.poll(ahead).view.is_overspent
+    assert not reader.poll(ahead).view.is_overspent
 
 
 # ------------------------------------------------------------------------------------------------------- the view
@@ -326,6 +364,23 @@ def test_a_ceiling_that_was_written_into_the_recipe_since_holds(desk: Desk, reco
     assert holds(None) == holds(Budget()) == holds(record.recipe.budget) == said
     assert holds(Budget(max_usd=5)) == Budget(max_usd=5, max_hourly_usd=3)
     assert holds(Budget(max_usd=5), "+20").max_usd == 25
+
+
+def test_a_used_up_budget_names_what_would_help(desk: Desk, record: RunRecord) -> None:
+    offer = Offer(cloud="local", gpu="this machine", gpus=1, spot=False, usd_per_hour=3600.0)
+    submission = examples.submission().model_copy(update={"offers": (offer,), "budget": Budget(max_usd=80)})
+    desk.store.put_new(LAYOUT.submission(1), submission.to_bytes())
+    alone = {"submission": 1, "infra": {"cloud": "local"}, "up_seconds": 0.0}
+    desk.store.put_new(LAYOUT.claim(1), claim(1).model_copy(update=alone).to_bytes())
+    write(desk.store, 1, 0, Heartbeat(at=at(0), elapsed=81, phase="training"))
+    with pytest.raises(BadInput) as caught:
+        budget_and_spent(record, desk.store, Wish(run_id="one"))
+    assert caught.value.hint == "--budget +20 allows so much more"
+    # Of what the recipe says "+20" is 80, whatever was said before.
+    with pytest.raises(BadInput) as caught:
+        budget_and_spent(record, desk.store, Wish(run_id="one", budget="+20"), given=Budget(max_usd=60))
+    whole = caught.value.hint.split()[1]
+    assert budget_and_spent(record, desk.store, Wish(run_id="one", budget=whole), given=Budget(max_usd=60))[0]
 
 
 def test_one_broken_metrics_object_hides_nothing_else(desk: Desk, record: RunRecord) -> None:

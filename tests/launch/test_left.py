@@ -10,6 +10,7 @@ import pytest
 
 from job.contract.errors import FtjobError, Unreachable
 from job.contract.layout import RunLayout
+from job.contract.submission import Offer
 from job.storage import FileStore
 from launch.cloud import CloudBackend
 from launch.ec2 import instances_labelled
@@ -66,3 +67,16 @@ def test_everybody_is_asked_and_whoever_could_not_be_is_named(ec2: str, tmp_path
     sky.broken = Unreachable("nobody answers")
     left = left_of(backend, store, "my-run")
     assert left.not_asked == ("skypilot: nobody answers",)
+
+
+def test_what_an_earlier_launch_bought_elsewhere_is_asked_for_too(ec2: str, tmp_path: Path) -> None:
+    store, layout = FileStore(tmp_path / "bucket"), RunLayout("my-run")
+    store.put_new(layout.submission(1), submission().to_bytes())
+    later = Offer(cloud="gcp", region="us-central1", gpu="H100", gpus=1, spot=False, usd_per_hour=5.38)
+    store.put_new(
+        layout.submission(2), submission().model_copy(update={"submission": 2, "offers": (later,)}).to_bytes()
+    )
+    left = left_of(CloudBackend(Settings(home=tmp_path, bucket=store.uri), FakeSky(tmp_path / "sky")), store, "my-run")
+    assert left.names[0].startswith(ec2)
+    assert left.asked == ("skypilot", "aws us-east-1")
+    assert "gcp" in left.not_asked[0]

@@ -85,6 +85,18 @@ def test_the_real_catalog_gives_the_cheapest_machine_of_eight_a100(tmp_path: Pat
     assert gcp[3:] == (False, pytest.approx(23.57, abs=0.01))
 
 
+def test_spot_on_aws_is_priced_by_the_dearest_zone_and_only_the_machine_shown_is_bought(tmp_path: Path) -> None:
+    desk = Desk(tmp_path)
+    plan = desk.plan("--gpu", "H100:8", "--infra", "aws", "--region", "us-west-2")
+    assert first(plan)[2:] == ("p5.48xlarge", True, 16.1301)  # 12.6935 in the cheapest zone
+    # In us-east-1 one zone asks for 10.24 and another for as much as on demand: no bargain that can be promised.
+    assert first(desk.plan("--gpu", "H100:8", "--infra", "aws", "--region", "us-east-1"))[3:] == (False, 55.04)
+    for infra in ("gcp", "lambda", "nebius", "azure"):
+        shown = desk.ftjob("plan", "--gpu", "H100", "--infra", infra, "--show-task", str(desk.recipe))
+        assert shown.returncode == 0, shown.stderr
+        assert "instance_type: " in shown.stdout, infra
+
+
 def test_a_gpu_that_nobody_sells_is_exit_2_with_the_nearest_names(tmp_path: Path) -> None:
     done = Desk(tmp_path).ftjob("plan", "--gpu", "H1000", str(make_recipe(tmp_path / "r")))
     assert done.returncode == 2

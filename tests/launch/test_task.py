@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,14 @@ def test_a_plan_becomes_this_task(name: str) -> None:
 @pytest.mark.parametrize("name", PLANS)
 def test_skypilots_own_parser_reads_it(name: str) -> None:
     SkyPilot().check_task(task_of(PLANS[name], environ(), read_template()))
+
+
+@pytest.mark.parametrize(("sold_as", "asked"), [("a3-highgpu-1g", "a3-highgpu-1g"), ("(attachable)", None)])
+def test_only_the_machine_whose_price_was_shown_is_bought(sold_as: str, asked: str | None) -> None:
+    """Where it is sold out SkyPilot would take the next dearer one with such a GPU: Lambda's at $3.29 for $2.49."""
+    offer = Offer(cloud="gcp", region="us-central1", instance_type=sold_as, gpu="H100", gpus=1, spot=True)
+    task = task_of(a_plan(offer), environ(), read_template())
+    assert task["resources"]["any_of"][0].get("instance_type") == asked
 
 
 @pytest.mark.parametrize("name", PLANS)
@@ -164,6 +173,34 @@ def test_no_attempt_lives_longer_than_the_budget_pays_for(tmp_path: Path) -> Non
     python.chmod(0o755)
     done = run_script(tmp_path, {"FTJOB_PYTHON": str(python), "FTJOB_RUN_ID": "my-run", "FTJOB_MAX_SECONDS": "1"})
     assert done.returncode == 124, "not 75: SkyPilot would begin again"
+
+
+def uptime() -> int:
+    return int(float(Path("/proc/uptime").read_text().split()[0]))
+
+
+@pytest.mark.parametrize("hangs", ["pull", "run"])
+def test_a_machine_is_not_held_longer_than_the_budget_pays_for_all_of_its_life(tmp_path: Path, hangs: str) -> None:
+    hang = f'[ "$1" != {hangs} ] || exec /bin/sleep 60'
+    variables = {"FTJOB_IMAGE": IMAGE, "FTJOB_MAX_SECONDS": str(uptime() + 2)}
+    started = time.monotonic()
+    done = run_script(tmp_path, variables, docker=SAY + hang)
+    assert time.monotonic() - started < 30
+    assert done.returncode in (1, 124), "not 75: SkyPilot would begin again"
+
+
+def test_a_machine_that_the_budget_no_longer_pays_starts_nothing(tmp_path: Path) -> None:
+    """Attempts that never reached the bucket are in no ledger; but the machine has lived for as long."""
+    done = run_script(tmp_path, {"FTJOB_IMAGE": IMAGE, "FTJOB_MAX_SECONDS": str(max(uptime() - 5, 1))}, docker=SAY)
+    assert done.returncode == 1
+    assert "pays for no more" in done.stderr
+    assert (tmp_path / "asked").read_text().split() == ["info"]
+
+
+def test_a_pull_is_given_up_when_it_hangs_also_without_a_budget(tmp_path: Path) -> None:
+    pull = """[ "$1" != pull ] || tr '\\0' ' ' <"/proc/$PPID/cmdline" >>"$ASKED" """
+    assert run_script(tmp_path, {"FTJOB_IMAGE": IMAGE}, docker=pull).returncode == 0
+    assert (tmp_path / "asked").read_text().startswith("timeout --kill-after=60 1200 docker pull")
 
 
 def test_the_guard_leaves_the_budgets_whole_to_the_cheapest_offer() -> None:
