@@ -17,6 +17,7 @@ from functools import cached_property
 from typing import Any, Final, NamedTuple
 
 from job.contract.errors import ModelInvalid
+from job.dataset.marks import refuse_half_marked, refuse_others
 from job.dataset.reader import LineNumber, Message, Row
 from job.dataset.refused import RowRefused
 from job.dataset.template import TODAY, ChatTemplate, Spoken, Tokenizer
@@ -34,6 +35,10 @@ _WARNINGS: Final = {
     "earlier-turns-differ": (
         "the chat template writes an earlier answer otherwise than the last one, so the model is trained on both forms",
         "make a row of each answer, with the turns before it, to train only the form that inference asks for",
+    ),
+    "answer-unmarked": (
+        "the chat template's markers leave out an answer, so it is not trained",
+        "make a row of each answer, with the turns before it, if only that of the last one is marked",
     ),
     "prompt-merged": (
         "a token covers the end of the prompt and the beginning of an answer: it is trained, but inference sends the "
@@ -226,39 +231,49 @@ class Renderer:
 
     def _labelled(self, row: Row) -> _Labelled:
         rendering = self._template.render(row)
-        if self._template.marked:
-            ids, offsets, marks = self._template.marks(row)
-            labels = [token if said else IGNORED for token, said in zip(ids, marks, strict=True)]
-        else:
-            encoded = self.tokenizer(
-                rendering.text,
-                add_special_tokens=False,  # as apply_chat_template: the template writes them
-                return_offsets_mapping=True,
-                return_attention_mask=False,
-                verbose=False,
-            )
-            ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
-            labels = [IGNORED] * len(ids)
+        encoded = self.tokenizer(
+            rendering.text,
+            add_special_tokens=False,  # as apply_chat_template: the template writes them
+            return_offsets_mapping=True,
+            return_attention_mask=False,
+            verbose=False,
+        )
+        ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
+        labels = [IGNORED] * len(ids)
         notes = set(rendering.notes)
         starts, ends = [start for start, _ in offsets], [end for _, end in offsets]
+        marks = self._template.marks(row) if self._template.marked else []
+        for start, end in marks:
+            refuse_others(start, end, rendering)
+            first, _ = self._first_of(start, ids, starts, ends)
+            # The last one may begin behind what it covers: of a blank many tokenizers count nothing to its token.
+            behind = max(bisect_left(starts, end), bisect_left(ends, end) + 1)
+            labels[first:behind] = ids[first:behind]
         for spoken in rendering.answers:
-            first = bisect_right(ends, spoken.start)
             stop = self._stop_of(spoken, ids, starts, ends)
-            if starts[first] < spoken.start:
-                if ids[first] in self._control:
-                    first += 1  # a control token that takes the blanks behind it (Phi 3); inference's does, too
-                else:
-                    notes.add("prompt-merged")
+            first, merged = self._first_of(spoken.start, ids, starts, ends)
+            if merged:
+                notes.add("prompt-merged")
             if not self._template.marked:
                 labels[first : stop + 1] = ids[first : stop + 1]
-            elif labels[stop] == IGNORED and labels[first : stop + 1].count(IGNORED) < stop + 1 - first:
-                raise RowRefused(
-                    "stop-not-trained",
-                    "the chat template's markers leave out the stop token of the answer in turn "
-                    f"{spoken.turn}: the model would never stop",
-                    hint="the {% endgeneration %} has to stand behind the end of the turn",
-                )
+            elif labels[first : stop + 1].count(IGNORED) == stop + 1 - first:
+                notes.add("answer-unmarked")
+            else:
+                refuse_half_marked(spoken, first=labels[first] != IGNORED, stop=labels[stop] != IGNORED)
         return _Labelled(ids, labels, offsets, rendering.text, notes)
+
+    def _first_of(self, start: int, ids: Sequence[int], starts: Sequence[int], ends: Sequence[int]) -> tuple[int, bool]:
+        """The first token of what begins at a character, and whether it covers something of what stands before."""
+        first = bisect_right(ends, start)
+        if first == len(ids):
+            return first, False
+        # A blank may belong to a token whose place begins behind it ("trim_offsets": Llama 3).
+        blank = first > 0 and ends[first - 1] < start and self.tokenizer.decode([ids[first]])[:1].isspace()
+        if starts[first] >= start and not blank:
+            return first, False
+        if ids[first] in self._control:
+            return first + 1, False  # a control token that takes the blanks behind it (Phi 3); inference's does, too
+        return first, True
 
     def _stop_of(self, spoken: Spoken, ids: Sequence[int], starts: Sequence[int], ends: Sequence[int]) -> int:
         """Which token ends the turn.
