@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
 
 from job.contract.errors import ModelInvalid
+from job.dataset.bounds import bounds_of
 from job.dataset.control import stop_tokens
 from job.dataset.reader import Row
 from job.dataset.refused import RowRefused
@@ -72,7 +73,7 @@ class Rendering:
     max_length: int
 
     def open(self) -> Renderer:
-        """Raises ModelInvalid: the tokenizer cannot be loaded, or its template cannot be trained with."""
+        """Raises ModelInvalid: model or tokenizer cannot be loaded, or the template cannot be trained with."""
         from transformers import AutoTokenizer
 
         try:
@@ -82,7 +83,8 @@ class Rendering:
             raise ModelInvalid(
                 f"the base model's tokenizer cannot be loaded: {said}", hint="check its tokenizer.json"
             ) from error
-        return Renderer(tokenizer, max_length=self.max_length, stops=stop_tokens(self.folder, tokenizer))
+        stops = stop_tokens(self.folder, tokenizer)
+        return Renderer(tokenizer, max_length=self.max_length, stops=stops, bounds=bounds_of(self.folder))
 
 
 def without_torch() -> None:

@@ -17,6 +17,7 @@ from functools import cached_property
 from typing import Any, Final, NamedTuple
 
 from job.contract.errors import ModelInvalid
+from job.dataset.bounds import Bounds, unknown_character, unknown_tokens
 from job.dataset.marks import refuse_half_marked, refuse_others
 from job.dataset.reader import LineNumber, Message, Row
 from job.dataset.refused import RowRefused
@@ -39,6 +40,11 @@ _WARNINGS: Final = {
     "answer-unmarked": (
         "the chat template's markers leave out an answer, so it is not trained",
         "make a row of each answer, with the turns before it, if only that of the last one is marked",
+    ),
+    "beyond-context": (
+        "it is longer than any text that the base model was made for (max_position_embeddings of its config.json)",
+        "beyond them it knows no positions, and servers send it none: set training.max_length to that number, or "
+        "shorten the row",
     ),
     "prompt-merged": (
         "a token covers the end of the prompt and the beginning of an answer: it is trained, but inference sends the "
@@ -101,6 +107,9 @@ class _Labelled(NamedTuple):
     notes: set[str]
 
 
+_UNKNOWN: Final = Bounds()
+
+
 class Renderer:
     """Rows to tokens, one at a time.
 
@@ -108,17 +117,22 @@ class Renderer:
         tokenizer: the base model's own.
         max_length: tokens that are kept of a row.
         stops: tokens at which inference ends an answer (job.dataset.control.stop_tokens).
+        bounds: of what the model can take.
 
     Raises:
         ModelInvalid: no chat template, or one of which it cannot be told what the assistant says, or one that ends an
             answer with a token at which the model would not stop.
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, max_length: int, stops: frozenset[int]) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, *, max_length: int, stops: frozenset[int], bounds: Bounds = _UNKNOWN
+    ) -> None:
         self.tokenizer: Final = tokenizer
         self._template = ChatTemplate(tokenizer)
         self._max_length = max_length
         self._stops = stops
+        self._bounds = bounds
+        self._unknown = unknown_tokens(tokenizer) - stops
         if not getattr(tokenizer, "is_fast", False):
             raise ModelInvalid(
                 "the base model's tokenizer cannot say which characters a token covers: it is not a fast one",
@@ -132,10 +146,10 @@ class Renderer:
         added: dict[int, Any] = getattr(tokenizer, "added_tokens_decoder", {})
         self._control = frozenset(at for at, token in added.items() if str(token).strip(" \t\r\n▁")) | stops
         try:
-            labels = self._labelled(_PROBE).labels
+            probe = self._labelled(_PROBE)
         except RowRefused as error:
             raise ModelInvalid(f"the base model cannot be trained: {error.message}", hint=error.hint) from error
-        trained = sorted(stops.intersection(labels))
+        trained = sorted(stops.intersection(probe.labels))
         if not trained:
             raise ModelInvalid(
                 "the chat template's markers mark nothing of what the assistant says",
@@ -173,6 +187,8 @@ class Renderer:
             RowRefused: the template refuses the row, or does not write what it says, or nothing of it would be trained.
         """
         ids, labels, _, _, notes = self._labelled(row)
+        if self._bounds.passed(min(len(ids), self._max_length)):
+            notes.add("beyond-context")
         cut = labels[self._max_length :]
         found = RenderedRow(
             row.line,
@@ -260,6 +276,11 @@ class Renderer:
                 notes.add("answer-unmarked")
             else:
                 refuse_half_marked(spoken, first=labels[first] != IGNORED, stop=labels[stop] != IGNORED)
+        if self._bounds.tokens is not None and max(ids, default=0) >= self._bounds.tokens:
+            raise self._bounds.no_embedding(max(ids), self.tokenizer)
+        if not self._unknown.isdisjoint(labels):
+            at = next(place for place, label in enumerate(labels) if label in self._unknown)
+            raise unknown_character(rendering.text[starts[at] : ends[at]], self.tokenizer.decode([ids[at]]))
         return _Labelled(ids, labels, offsets, rendering.text, notes)
 
     def _first_of(self, start: int, ids: Sequence[int], starts: Sequence[int], ends: Sequence[int]) -> tuple[int, bool]:
