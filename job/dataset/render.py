@@ -278,7 +278,7 @@ class Renderer:
                 refuse_half_marked(spoken, first=labels[first] != IGNORED, stop=labels[stop] != IGNORED)
         if self._bounds.tokens is not None and max(ids, default=0) >= self._bounds.tokens:
             raise self._bounds.no_embedding(max(ids), self.tokenizer)
-        if not self._unknown.isdisjoint(labels):
+        if self._unknown and not self._unknown.isdisjoint(labels):
             at = next(place for place, label in enumerate(labels) if label in self._unknown)
             raise unknown_character(rendering.text[starts[at] : ends[at]], self.tokenizer.decode([ids[at]]))
         return _Labelled(ids, labels, offsets, rendering.text, notes)

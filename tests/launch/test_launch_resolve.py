@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from job.contract.layout import Key
 from job.contract.recipe import BaseModelRef
 from job.storage import open_store
 from launch.begin import new_record, new_run_id
-from launch.datasets import dataset_uri
+from launch.datasets import dataset_uri, local_copy
 from launch.recipe_file import read_recipe
 from launch.resolve import Resolved, check_same_recipe, check_unchanged, commit_of, resolve
 from tests.hubserver import HubServer
@@ -87,6 +88,13 @@ def test_the_uris_of_datasets(reference: str, uri: str) -> None:
 def test_places_that_cannot_be_read_from_are_refused(reference: str) -> None:
     with pytest.raises(DatasetInvalid, match=reference.split(":", maxsplit=1)[0]):
         dataset_uri(reference, Path("/r"))
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    os.mkfifo(path)
+    with pytest.raises(DatasetInvalid, match=r"rows\.jsonl is not a file"), local_copy(path.as_uri(), "rows.jsonl"):
+        pytest.fail("a pipe is no file")
 
 
 def test_a_missing_dataset_and_a_bad_line_are_named(tmp_path: Path) -> None:
