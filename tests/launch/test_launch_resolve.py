@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -142,6 +143,42 @@ def test_a_local_model_becomes_an_absolute_path(tmp_path: Path) -> None:
     write_small_model(tmp_path / "model")
     path = make_recipe(tmp_path / "recipes", base_model={"id": "../model"})
     assert resolved(path).recipe.base_model.id == str(tmp_path / "model")
+
+
+INDEX = json.dumps({"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}).encode()
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ({"consolidated.safetensors": b"1234"}, "has consolidated.safetensors, but neither model.safetensors nor"),
+        ({"model-1.safetensors": b"1234"}, "has model-1.safetensors, but neither model.safetensors nor"),
+        (
+            {"model-1.safetensors": b"1234", "model.safetensors.index.json": INDEX},
+            "lacks 1 of the 2 files that its model.safetensors.index.json names: model-2.safetensors",
+        ),
+        ({"model-1.safetensors": b"1234", "model.safetensors.index.json": b"[]"}, "names no files"),
+    ],
+)
+def test_weights_that_would_not_be_found_are_refused_before_they_are_brought(
+    tmp_path: Path, files: dict[str, bytes], said: str
+) -> None:
+    folder = write_small_model(tmp_path / "model", **files)
+    (folder / "model.safetensors").unlink()
+    path = make_recipe(tmp_path / "recipes", base_model={"id": str(folder)})
+    with pytest.raises(ModelInvalid, match=re.escape(said)):
+        resolved(path)
+
+
+def test_weights_that_will_be_found_are_taken(tmp_path: Path) -> None:
+    shards = {"model-1.safetensors": b"1234", "model-2.safetensors": b"5", "model.safetensors.index.json": INDEX}
+    (write_small_model(tmp_path / "shards", **shards) / "model.safetensors").unlink()
+    write_small_model(tmp_path / "whole", **{"model.safetensors.index.json": INDEX})  # which nobody reads then
+    config = json.dumps(json.loads(MODEL["config.json"]) | {"transformers_weights": "mine.safetensors"}).encode()
+    named = write_small_model(tmp_path / "named", **{"config.json": config, "mine.safetensors": b"1234"})
+    (named / "model.safetensors").unlink()
+    for name in ("shards", "whole", "named"):
+        assert resolved(make_recipe(tmp_path / "recipes", base_model={"id": str(tmp_path / name)})).base_model.files
 
 
 def test_a_file_uri_is_the_folder_it_names(tmp_path: Path) -> None:
