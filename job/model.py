@@ -18,6 +18,7 @@ from job.contract.errors import Damaged, ModelInvalid, TrainingFailed
 from job.contract.quantised import is_quantised, refuse_quantised
 from job.contract.recipe import Recipe
 from job.contract.records import Hardware
+from job.dataset.bounds import bounds_of
 from job.tensors import frozen, write_tensors
 from job.weights import Base
 
@@ -53,7 +54,9 @@ def load_tokenizer(base: Base) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(base.folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # the library raises whatever a strange file leads it to
         raise ModelInvalid(f"the tokenizer in {base.folder} cannot be loaded: {error}") from error
-    if tokenizer.pad_token is None:
+    known = bounds_of(base.folder).tokens
+    # Nothing sees padding, and nothing is trained on it; but a token without an embedding cannot be computed at all.
+    if tokenizer.pad_token is None or (known is not None and tokenizer.pad_token_id >= known):
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 

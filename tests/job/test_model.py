@@ -16,6 +16,7 @@ import pytest
 import torch
 from bitsandbytes.nn import Linear4bit, Params4bit
 from safetensors import safe_open
+from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from job.contract.errors import Damaged, ModelInvalid
@@ -158,6 +159,19 @@ def test_a_tokenizer_without_a_padding_token_pads_with_its_end(copy: Path, tmp_p
     file.write_text(json.dumps(config))
     tokenizer = load_tokenizer(locate(BaseModelRef(id=str(copy)), tmp_path))
     assert tokenizer.pad_token == tokenizer.eos_token == "<|im_end|>"
+
+
+def test_a_padding_token_that_the_model_does_not_know_is_not_used(copy: Path, tmp_path: Path) -> None:
+    """One was added to the tokenizer, and the model was never resized for it."""
+    path, added = copy / "tokenizer_config.json", "<|added|>"
+    tokenizer = Tokenizer.from_file(str(copy / "tokenizer.json"))
+    tokenizer.add_special_tokens([added])
+    tokenizer.save(str(copy / "tokenizer.json"))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"pad_token": added}))
+    base = locate(BaseModelRef(id=str(copy)), tmp_path)
+    loaded = load_tokenizer(base)
+    assert loaded.convert_tokens_to_ids(added) == json.loads((copy / "config.json").read_text())["vocab_size"]
+    assert loaded.pad_token == loaded.eos_token == "<|im_end|>"
 
 
 @pytest.mark.parametrize(
