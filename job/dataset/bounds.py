@@ -1,5 +1,5 @@
-"""What the base model of a row can take at all, told by its config.json: which tokens it knows, how many of them in a
-row, and whether it is a language model that transformers can load. Without a look at the weights, which are dear."""
+"""What the base model of a row can take at all, told by its config.json: which tokens it knows, and how many of them
+in a row; and what its tokenizer does not know. Without a look at the weights, which are dear."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from job.contract.errors import ModelInvalid
 from job.dataset.control import read_object
 from job.dataset.refused import RowRefused
 
@@ -79,25 +78,13 @@ def bounds_of(folder: Path) -> Bounds:
     """What a base model's config.json tells.
 
     Raises:
-        ModelInvalid: no language model of this type can be loaded, or the file is not JSON.
+        ModelInvalid: the file is not JSON.
     """
     config = read_object(folder / "config.json")
     kind = config.get("model_type")
-    if isinstance(kind, str) and not _is_language_model(kind):
-        raise ModelInvalid(
-            f"the base model is of the type {kind!r}, and transformers has no language model of that type",
-            hint="name a model for text alone; those that bring code of their own are not loaded",
-        )
     text = config.get("text_config")  # of a model that sees, too
     parts = [text, config] if isinstance(text, dict) else [config]
     return Bounds(tokens=_number(parts, ("vocab_size",)), positions=_number(parts, _POSITIONS), hard=kind in _TABLES)
-
-
-def _is_language_model(kind: str) -> bool:
-    """Whether AutoModelForCausalLM knows the type."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
-    return kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 
 def _number(parts: list[dict[str, Any]], keys: tuple[str, ...]) -> int | None:

@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
-from typing import Any, Final, Protocol
+from itertools import groupby
+from typing import Any, Final, Protocol, cast
 
 from job.contract.errors import ModelInvalid
 from job.dataset.reader import Row
@@ -41,9 +42,6 @@ class Tokenizer(Protocol):
     """What is needed of a transformers tokenizer."""
 
     chat_template: Any
-    special_tokens_map: Any
-
-    def get_chat_template(self) -> str: ...
 
     def apply_chat_template(self, conversation: Any, **kwargs: Any) -> Any: ...
 
@@ -123,23 +121,29 @@ class ChatTemplate:
     def marks(self, row: Row) -> list[tuple[int, int]]:
         """(start, end) of each part of the text, in characters, that the template's own markers say is the assistant's.
 
-        Of transformers only their places are taken: it looks for a mark's first token by its first character, and where
-        a tokenizer counts that, a blank, to no token, it forgets this mark and all that follow (5.17,
-        `apply_chat_template`).
+        transformers is asked with a tokenizer whose tokens are characters: of a real one it looks for a mark's first
+        token by its first character, and where a tokenizer counts that, a blank, to no token, it forgets this mark and
+        all that follow (5.17, `apply_chat_template`).
 
         Raises:
             RowRefused: the template refuses the row.
         """
-        from transformers.utils.chat_template_utils import render_jinja_template
-
         with _refusals():
-            _, [found] = render_jinja_template(
-                conversations=[_conversation((message.role, message.content) for message in row.messages)],
-                chat_template=self._tokenizer.get_chat_template(),
+            found = type(self._tokenizer).apply_chat_template(
+                cast(Any, _Characters(self._tokenizer)),
+                _conversation((message.role, message.content) for message in row.messages),
+                tokenize=True,
+                return_dict=True,
                 return_assistant_tokens_mask=True,
-                **{**self._tokenizer.special_tokens_map, **self.variables},
+                **self.variables,
             )
-        return list(found)
+        marks, at = [], 0
+        for said, run in groupby(found["assistant_masks"][1:]):
+            end = at + sum(1 for _ in run)
+            if said:
+                marks.append((at, end))
+            at = end
+        return marks
 
     @property
     def variables(self) -> dict[str, Any]:
@@ -244,6 +248,24 @@ class ChatTemplate:
             return self._write(turns, prompt=True)
         except RowRefused:
             return None
+
+
+class _Characters:
+    """The tokenizer in all things but one: its tokens are characters, and one before them, since 0 is none there."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tokenizer, name)
+
+    def __call__(self, text: str, **_: Any) -> dict[str, Any]:
+        return _Encoded(input_ids=[0] * (len(text) + 1))
+
+
+class _Encoded(dict[str, Any]):
+    def char_to_token(self, _: int, character: int) -> int:
+        return character + 1
 
 
 def _conversation(turns: Iterable[tuple[str, str]]) -> list[dict[str, str]]:

@@ -235,11 +235,7 @@ def test_a_tokenizer_without_offsets_is_refused(plain: Any) -> None:
         """A tokenizer written in Python: it has no offsets."""
 
         chat_template = plain.chat_template
-        special_tokens_map = plain.special_tokens_map
         is_fast = False
-
-        def get_chat_template(self) -> str:
-            return str(plain.get_chat_template())
 
         def apply_chat_template(self, conversation: Any, **kwargs: Any) -> Any:
             return plain.apply_chat_template(conversation, **kwargs)
