@@ -167,6 +167,12 @@ class ChatTemplate:
             before = places[one.first - 1][1] if one.first else 0
             limit = places[one.last + 1][0] if one.last + 1 < len(places) else len(written)
             answers.append(Spoken(one.turn + 1, before + one.prompt, places[one.last][1], limit))
+        if answers and answers[-1].turn == len(row.messages):
+            # Sentinels do not show it all: a template may look for a word and ask otherwise.
+            asked = self._prompt([(message.role, message.content) for message in row.messages[:-1]])
+            stands = written[: answers[-1].start]
+            if asked is not None and asked != stands:
+                raise _prompt_differs(len(row.messages), asked, stands)
         others = tuple(
             (turn + 1, *place)
             for turn, place in zip(outline.skeleton.turns, places, strict=True)
@@ -230,12 +236,7 @@ class ChatTemplate:
         alike = alike and (before.startswith(tail) or tail.startswith(before))
         last_turn = turn == len(turns) - 1
         if not (held and alike if last_turn else alike or self.marked):
-            raise RowRefused(
-                "prompt-differs",
-                f"the prompt that inference would send for turn {turn + 1} (assistant) is not what the chat template "
-                f"writes in training: inference sends {tail[-_EDGE:]!r}, and here stands {before[-_EDGE:]!r}",
-                hint="use a base model whose chat template writes an answer as it asks for it",
-            )
+            raise _prompt_differs(turn + 1, tail, before)
         # Where only the markers tell, the answer begins with its text.
         prompt = min(len(tail), len(before)) if alike else len(before)
         return _Place(turn, first, last, before[prompt:], prompt, held)
@@ -248,6 +249,15 @@ class ChatTemplate:
             return self._write(turns, prompt=True)
         except RowRefused:
             return None
+
+
+def _prompt_differs(turn: int, asked: str, before: str) -> RowRefused:
+    return RowRefused(
+        "prompt-differs",
+        f"the prompt that inference would send for turn {turn} (assistant) is not what the chat template writes in "
+        f"training: inference sends {asked[-_EDGE:]!r}, and here stands {before[-_EDGE:]!r}",
+        hint="use a base model whose chat template writes an answer as it asks for it",
+    )
 
 
 class _Characters:
