@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
 
 from job.contract.errors import ModelInvalid
-from job.dataset.control import stop_tokens
+from job.dataset.bounds import bounds_of
+from job.dataset.control import read_object, stop_tokens
 from job.dataset.reader import Row
 from job.dataset.refused import RowRefused
 from job.dataset.render import RenderedRow, Renderer
@@ -72,7 +73,7 @@ class Rendering:
     max_length: int
 
     def open(self) -> Renderer:
-        """Raises ModelInvalid: the tokenizer cannot be loaded, or its template cannot be trained with."""
+        """Raises ModelInvalid: model or tokenizer cannot be loaded, or the template cannot be trained with."""
         from transformers import AutoTokenizer
 
         try:
@@ -82,7 +83,21 @@ class Rendering:
             raise ModelInvalid(
                 f"the base model's tokenizer cannot be loaded: {said}", hint="check its tokenizer.json"
             ) from error
-        return Renderer(tokenizer, max_length=self.max_length, stops=stop_tokens(self.folder, tokenizer))
+        _refuse_other_models(self.folder)
+        stops = stop_tokens(self.folder, tokenizer)
+        return Renderer(tokenizer, max_length=self.max_length, stops=stops, bounds=bounds_of(self.folder))
+
+
+def _refuse_other_models(folder: Path) -> None:
+    """Raises ModelInvalid: AutoModelForCausalLM does not know this type, and would say so when its weights are here."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    kind = read_object(folder / "config.json").get("model_type")
+    if isinstance(kind, str) and kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise ModelInvalid(
+            f"the base model is of the type {kind!r}, and transformers has no language model of that type",
+            hint="name a model for text alone; those that bring code of their own are not loaded",
+        )
 
 
 def without_torch() -> None:

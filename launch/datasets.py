@@ -62,6 +62,8 @@ def local_copy(uri: str, name: str) -> Iterator[Path]:
             raise DatasetInvalid(f"dataset {name} cannot be read: {error.strerror or error}") from error
         if not exists:
             raise DatasetInvalid(f"dataset {name} does not exist ({path})", hint="paths are relative to the recipe")
+        if not (path.is_file() or path.is_dir()):  # a pipe would be waited for, and can be read once
+            raise DatasetInvalid(f"dataset {name} is not a file ({path})", hint="write its rows into a file first")
         yield path
         return
     store, key = open_object(uri)

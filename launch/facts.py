@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from job.contract.base_model import TOKENIZER_FILES
+from job.contract.base_model import INDEX, TOKENIZER_FILES, WHOLE, refuse_weights
 from job.contract.errors import FtjobError, ModelInvalid
 from job.contract.recipe import TINY_MODEL
 from job.dataset.control import control_tokens
@@ -72,10 +72,12 @@ def look_at(base_model: Pinned, *, hub: Hub, variables: Mapping[str, str], folde
         return ModelFacts(base_model, {}, TINY_MODEL, control_tokens=TINY_CONTROL_TOKENS)
     config = _config(base_model, hub)
     if base_model.files and not any(name in _DECIDE for name in base_model.files):
-        refused = ModelInvalid(
+        no_tokenizer = ModelInvalid(
             f"base model {base_model.ref.id} has no tokenizer among its files",
             hint=f"add one of {', '.join(sorted(_DECIDE))}: tokenizer.save_pretrained writes it",
         )
+        return ModelFacts(base_model, config, why=no_tokenizer.message, refused=no_tokenizer)
+    if (refused := _unfindable(base_model, config, hub)) is not None:
         return ModelFacts(base_model, config, why=refused.message, refused=refused)
     try:
         tokenizer = _tokenizer(base_model, hub, folder, variables)
@@ -88,6 +90,18 @@ def look_at(base_model: Pinned, *, hub: Hub, variables: Mapping[str, str], folde
         return ModelFacts(base_model, config, why=error.message)
     except OSError as error:
         return ModelFacts(base_model, config, why=f"{folder} cannot be written: {error.strerror or error}")
+
+
+def _unfindable(base_model: Pinned, config: Mapping[str, Any] | str, hub: Hub) -> ModelInvalid | None:
+    """Why the weights cannot be loaded, as far as the names of their files tell: the job would bring them first."""
+    files = base_model.files
+    if not files or WHOLE in files or (not isinstance(config, str) and config.get("transformers_weights")):
+        return None
+    try:
+        index = read_file(base_model.ref, INDEX, hub=hub) if INDEX in files else None
+    except FtjobError:
+        return None  # out of reach now; the job looks again
+    return refuse_weights(files, index, model=base_model.ref.id)
 
 
 def _config(base_model: Pinned, hub: Hub) -> Mapping[str, Any] | str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from fnmatch import fnmatchcase
 from typing import Final
 
@@ -24,7 +25,10 @@ TOKENIZER_FILES: Final = (
 HUB: Final = "https://huggingface.co"
 """Where hub ids are looked up, unless HF_ENDPOINT says otherwise."""
 
-_CONFIG: Final = ("config.json", "generation_config.json", "model.safetensors.index.json")
+WHOLE: Final = "model.safetensors"
+INDEX: Final = "model.safetensors.index.json"
+"""Names the shards. transformers (5.17) looks for these two, unless config.json names another."""
+_CONFIG: Final = ("config.json", "generation_config.json", INDEX)
 _PICKLES: Final = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 _TRANSIENT: Final = frozenset({408, 425, 429})
@@ -73,6 +77,33 @@ def model_files(names: Iterable[str], *, where: str) -> list[str]:
     raise ModelInvalid(
         f"base model {where} has no *.safetensors",
         hint="its folder is what save_pretrained(..., safe_serialization=True) writes, weights included",
+    )
+
+
+def refuse_weights(names: Collection[str], index: bytes | None, *, model: str) -> ModelInvalid | None:
+    """Why transformers would not find a base model's weights, or not all of them; None where it would.
+
+    Args:
+        names: of the files that there are.
+        index: the bytes of INDEX; None where there is none.
+        model: what errors call it.
+    """
+    if WHOLE in names:
+        return None
+    hint = "fetch its files again, or save it once with save_pretrained(..., safe_serialization=True)"
+    if index is None:
+        weights = min(filter(is_weights, names), default="weights of other names")
+        return ModelInvalid(f"base model {model} has {weights}, but neither {WHOLE} nor {INDEX}", hint=hint)
+    try:
+        shards = set(json.loads(index)["weight_map"].values())
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return ModelInvalid(f"the {INDEX} of base model {model} names no files", hint=hint)
+    missing = sorted(map(str, shards.difference(names)))
+    if not missing:
+        return None
+    return ModelInvalid(
+        f"base model {model} lacks {len(missing)} of the {len(shards)} files that its {INDEX} names: {missing[0]}",
+        hint=hint,
     )
 
 

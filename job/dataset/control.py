@@ -24,9 +24,9 @@ def stop_tokens(folder: Path, tokenizer: Any) -> frozenset[int]:
     Raises:
         ModelInvalid: a file is there and is not JSON, or names something else than numbers.
     """
-    config = _read(folder / "config.json")
+    config = read_object(folder / "config.json")
     text = config.get("text_config")  # of a model that sees, too
-    found = _numbers(_read(folder / "generation_config.json"), "generation_config.json")
+    found = _numbers(read_object(folder / "generation_config.json"), "generation_config.json")
     found |= _numbers(config, "config.json") | _numbers(text if isinstance(text, dict) else {}, "config.json")
     return frozenset(found if tokenizer.eos_token_id is None else found | {tokenizer.eos_token_id})
 
@@ -66,8 +66,8 @@ def _may_be_said(text: str, is_special: bool, special: dict[str, bool]) -> bool:
 
 def _added_tokens(folder: Path) -> Iterator[tuple[str, bool]]:
     """(text, whether it is special) of every token that was added to the vocabulary, from all files that list them."""
-    whole = _read(folder / "tokenizer.json")
-    config = _read(folder / "tokenizer_config.json")
+    whole = read_object(folder / "tokenizer.json")
+    config = read_object(folder / "tokenizer_config.json")
     listed = whole.get("added_tokens")
     decoder = config.get("added_tokens_decoder")
     for one in [
@@ -76,9 +76,9 @@ def _added_tokens(folder: Path) -> Iterator[tuple[str, bool]]:
     ]:
         if isinstance(one, dict) and isinstance(one.get("content"), str):
             yield one["content"], one.get("special") is True
-    for text in _read(folder / "added_tokens.json"):
+    for text in read_object(folder / "added_tokens.json"):
         yield text, False
-    for holder in (config, _read(folder / "special_tokens_map.json")):
+    for holder in (config, read_object(folder / "special_tokens_map.json")):
         for key, value in holder.items():
             if key.endswith("_token") or key in ("additional_special_tokens", "extra_special_tokens"):
                 yield from ((text, True) for text in _texts(value))
@@ -95,8 +95,12 @@ def _texts(value: Any) -> Iterator[str]:
             yield from _texts(one)
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """An object; empty where there is no file."""
+def read_object(path: Path) -> dict[str, Any]:
+    """The object in a file; empty where there is no file.
+
+    Raises:
+        ModelInvalid: it cannot be read, or is no object.
+    """
     try:
         data = json.loads(path.read_bytes())
     except FileNotFoundError:

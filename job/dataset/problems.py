@@ -103,6 +103,16 @@ KINDS: Final[dict[str, Kind]] = {
     "tool-turn": Kind("error", "turn {turn} has the role {role}", _TOOLS),
     "tool-call": Kind("error", "turn {turn} has {key}", _TOOLS),
     "tools": Kind("error", "the row has {key}", _TOOLS),
+    "media": Kind(
+        "error",
+        "{what} has {key}, which the model would not be shown",
+        "it would learn to answer what it cannot see or hear: remove the row; or the key, if the text says all",
+    ),
+    "unwanted": Kind(
+        "error",
+        "the row has {key} false, which marks an unwanted answer in preference data",
+        "it would be trained like a wanted one: remove the row; or the key, if it says something else",
+    ),
     "control-token": Kind(
         "error",
         "{what} holds {token}, a control token of the base model",

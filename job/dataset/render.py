@@ -17,6 +17,8 @@ from functools import cached_property
 from typing import Any, Final, NamedTuple
 
 from job.contract.errors import ModelInvalid
+from job.dataset.bounds import Bounds, unknown_character, unknown_tokens
+from job.dataset.marks import refuse_half_marked, refuse_others
 from job.dataset.reader import LineNumber, Message, Row
 from job.dataset.refused import RowRefused
 from job.dataset.template import TODAY, ChatTemplate, Spoken, Tokenizer
@@ -34,6 +36,15 @@ _WARNINGS: Final = {
     "earlier-turns-differ": (
         "the chat template writes an earlier answer otherwise than the last one, so the model is trained on both forms",
         "make a row of each answer, with the turns before it, to train only the form that inference asks for",
+    ),
+    "answer-unmarked": (
+        "the chat template's markers leave out an answer, so it is not trained",
+        "make a row of each answer, with the turns before it, if only that of the last one is marked",
+    ),
+    "beyond-context": (
+        "it is longer than any text that the base model was made for (max_position_embeddings of its config.json)",
+        "beyond them it knows no positions, and servers send it none: set training.max_length to that number, or "
+        "shorten the row",
     ),
     "prompt-merged": (
         "a token covers the end of the prompt and the beginning of an answer: it is trained, but inference sends the "
@@ -96,6 +107,9 @@ class _Labelled(NamedTuple):
     notes: set[str]
 
 
+_UNKNOWN: Final = Bounds()
+
+
 class Renderer:
     """Rows to tokens, one at a time.
 
@@ -103,17 +117,22 @@ class Renderer:
         tokenizer: the base model's own.
         max_length: tokens that are kept of a row.
         stops: tokens at which inference ends an answer (job.dataset.control.stop_tokens).
+        bounds: of what the model can take.
 
     Raises:
         ModelInvalid: no chat template, or one of which it cannot be told what the assistant says, or one that ends an
             answer with a token at which the model would not stop.
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, max_length: int, stops: frozenset[int]) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, *, max_length: int, stops: frozenset[int], bounds: Bounds = _UNKNOWN
+    ) -> None:
         self.tokenizer: Final = tokenizer
         self._template = ChatTemplate(tokenizer)
         self._max_length = max_length
         self._stops = stops
+        self._bounds = bounds
+        self._unknown = unknown_tokens(tokenizer) - stops
         if not getattr(tokenizer, "is_fast", False):
             raise ModelInvalid(
                 "the base model's tokenizer cannot say which characters a token covers: it is not a fast one",
@@ -127,10 +146,10 @@ class Renderer:
         added: dict[int, Any] = getattr(tokenizer, "added_tokens_decoder", {})
         self._control = frozenset(at for at, token in added.items() if str(token).strip(" \t\r\n▁")) | stops
         try:
-            labels = self._labelled(_PROBE).labels
+            probe = self._labelled(_PROBE)
         except RowRefused as error:
             raise ModelInvalid(f"the base model cannot be trained: {error.message}", hint=error.hint) from error
-        trained = sorted(stops.intersection(labels))
+        trained = sorted(stops.intersection(probe.labels))
         if not trained:
             raise ModelInvalid(
                 "the chat template's markers mark nothing of what the assistant says",
@@ -168,6 +187,8 @@ class Renderer:
             RowRefused: the template refuses the row, or does not write what it says, or nothing of it would be trained.
         """
         ids, labels, _, _, notes = self._labelled(row)
+        if self._bounds.passed(min(len(ids), self._max_length)):
+            notes.add("beyond-context")
         cut = labels[self._max_length :]
         found = RenderedRow(
             row.line,
@@ -226,39 +247,54 @@ class Renderer:
 
     def _labelled(self, row: Row) -> _Labelled:
         rendering = self._template.render(row)
-        if self._template.marked:
-            ids, offsets, marks = self._template.marks(row)
-            labels = [token if said else IGNORED for token, said in zip(ids, marks, strict=True)]
-        else:
-            encoded = self.tokenizer(
-                rendering.text,
-                add_special_tokens=False,  # as apply_chat_template: the template writes them
-                return_offsets_mapping=True,
-                return_attention_mask=False,
-                verbose=False,
-            )
-            ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
-            labels = [IGNORED] * len(ids)
+        encoded = self.tokenizer(
+            rendering.text,
+            add_special_tokens=False,  # as apply_chat_template: the template writes them
+            return_offsets_mapping=True,
+            return_attention_mask=False,
+            verbose=False,
+        )
+        ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
+        labels = [IGNORED] * len(ids)
         notes = set(rendering.notes)
         starts, ends = [start for start, _ in offsets], [end for _, end in offsets]
+        marks = self._template.marks(row) if self._template.marked else []
+        for start, end in marks:
+            refuse_others(start, end, rendering)
+            first, _ = self._first_of(start, ids, starts, ends)
+            # The last one may begin behind what it covers: of a blank many tokenizers count nothing to its token.
+            behind = max(bisect_left(starts, end), bisect_left(ends, end) + 1)
+            labels[first:behind] = ids[first:behind]
         for spoken in rendering.answers:
-            first = bisect_right(ends, spoken.start)
             stop = self._stop_of(spoken, ids, starts, ends)
-            if starts[first] < spoken.start:
-                if ids[first] in self._control:
-                    first += 1  # a control token that takes the blanks behind it (Phi 3); inference's does, too
-                else:
-                    notes.add("prompt-merged")
+            first, merged = self._first_of(spoken.start, ids, starts, ends)
+            if merged:
+                notes.add("prompt-merged")
             if not self._template.marked:
                 labels[first : stop + 1] = ids[first : stop + 1]
-            elif labels[stop] == IGNORED and labels[first : stop + 1].count(IGNORED) < stop + 1 - first:
-                raise RowRefused(
-                    "stop-not-trained",
-                    "the chat template's markers leave out the stop token of the answer in turn "
-                    f"{spoken.turn}: the model would never stop",
-                    hint="the {% endgeneration %} has to stand behind the end of the turn",
-                )
+            elif labels[first : stop + 1].count(IGNORED) == stop + 1 - first:
+                notes.add("answer-unmarked")
+            else:
+                refuse_half_marked(spoken, first=labels[first] != IGNORED, stop=labels[stop] != IGNORED)
+        if self._bounds.tokens is not None and max(ids, default=0) >= self._bounds.tokens:
+            raise self._bounds.no_embedding(max(ids), self.tokenizer)
+        if self._unknown and not self._unknown.isdisjoint(labels):
+            at = next(place for place, label in enumerate(labels) if label in self._unknown)
+            raise unknown_character(rendering.text[starts[at] : ends[at]], self.tokenizer.decode([ids[at]]))
         return _Labelled(ids, labels, offsets, rendering.text, notes)
+
+    def _first_of(self, start: int, ids: Sequence[int], starts: Sequence[int], ends: Sequence[int]) -> tuple[int, bool]:
+        """The first token of what begins at a character, and whether it covers something of what stands before."""
+        first = bisect_right(ends, start)
+        if first == len(ids):
+            return first, False
+        # A blank may belong to a token whose place begins behind it ("trim_offsets": Llama 3).
+        blank = first > 0 and ends[first - 1] < start and self.tokenizer.decode([ids[first]])[:1].isspace()
+        if starts[first] >= start and not blank:
+            return first, False
+        if ids[first] in self._control:
+            return first + 1, False  # a control token that takes the blanks behind it (Phi 3); inference's does, too
+        return first, True
 
     def _stop_of(self, spoken: Spoken, ids: Sequence[int], starts: Sequence[int], ends: Sequence[int]) -> int:
         """Which token ends the turn.

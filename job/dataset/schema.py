@@ -24,6 +24,8 @@ _SHAREGPT: Final = {"human": "user", "gpt": "assistant"} | {role: role for role 
 _TOOL_ROLES: Final = frozenset({"tool", "function", "ipython", "observation", "function_call"})
 _TOOL_KEYS: Final = ("tool_calls", "function_call", "tool_call_id")
 _ROW_TOOL_KEYS: Final = ("tools", "functions")
+_MEDIA_KEYS: Final = ("images", "image", "videos", "video", "audios", "audio")
+"""Of a row or a turn, as TRL, LLaMA-Factory and LLaVA have them."""
 _IGNORED_KEYS: Final = ("weight", "name", "train", "loss", "prefix", "reasoning_content", "reasoning", "thinking")
 """Keys of a turn that OpenAI, Mistral, axolotl, DeepSeek or TRL give a meaning."""
 _BOM: Final = "\ufeff"
@@ -140,6 +142,10 @@ def _row(data: Any) -> Parsed:
     for key in _ROW_TOOL_KEYS:
         if data.get(key):
             found.append(find("tools", key=key))
+    found.extend(find("media", what="the row", key=key) for key in _MEDIA_KEYS if data.get(key))
+    # TRL's unpaired preference, and LLaMA-Factory's name for it.
+    unwanted = ("kto_tag", "label") if parsed.shape == "prompt-completion" else ("kto_tag",)
+    found.extend(find("unwanted", key=key) for key in unwanted if data.get(key) is False)
     if data.get("system") and parsed.shape != "sharegpt":
         found.append(find("system-key", beside=(present or ["messages"])[0]))
     if parsed.is_row:
@@ -195,10 +201,11 @@ def _no_role(turn: dict[str, Any], role: Any, number: int) -> Finding:
 
 
 def _extra_keys(turn: dict[str, Any], number: int, parsed: Parsed) -> bool:
-    """Whether the turn calls a tool, or answers for one."""
+    """Tell of keys that a turn has besides; whether it calls a tool, or answers for one."""
     for key in _IGNORED_KEYS:
         if turn.get(key) is not None:
             parsed.findings.append(find("ignored-key", turn=number, key=key))
+    parsed.findings.extend(find("media", what=f"turn {number}", key=key) for key in _MEDIA_KEYS if turn.get(key))
     called = [key for key in _TOOL_KEYS if turn.get(key)]
     if called:
         parsed.refuse(find("tool-call", turn=number, key=" and ".join(called)))

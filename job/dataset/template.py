@@ -8,11 +8,13 @@ prompts that the same template writes for inference.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
-from typing import Any, Final, Protocol
+from itertools import groupby
+from typing import Any, Final, Protocol, cast
 
 from job.contract.errors import ModelInvalid
 from job.dataset.reader import Row
@@ -68,6 +70,8 @@ class Rendering:
 
     text: str
     answers: tuple[Spoken, ...]
+    others: tuple[tuple[int, int, int], ...]
+    """(turn from 1, start, end) of each text of those who are not the assistant, in characters."""
     notes: frozenset[str]
     """Codes of warnings."""
 
@@ -114,20 +118,32 @@ class ChatTemplate:
         self._tags: Final = re.compile("(" + "|".join(map(re.escape, tags)) + ")") if tags else None
         self._outline = lru_cache(_SHAPES)(self._outline_of)
 
-    def marks(self, row: Row) -> tuple[list[int], list[tuple[int, int]], list[int]]:
-        """(tokens, their places in the text, 1 where the template's own markers say that the assistant speaks).
+    def marks(self, row: Row) -> list[tuple[int, int]]:
+        """(start, end) of each part of the text, in characters, that the template's own markers say is the assistant's.
+
+        transformers is asked with a tokenizer whose tokens are characters: of a real one it looks for a mark's first
+        token by its first character, and where a tokenizer counts that, a blank, to no token, it forgets this mark and
+        all that follow (5.17, `apply_chat_template`).
 
         Raises:
             RowRefused: the template refuses the row.
         """
-        encoded = self._apply(
-            [(message.role, message.content) for message in row.messages],
-            tokenize=True,
-            return_dict=True,
-            return_assistant_tokens_mask=True,
-            tokenizer_kwargs={"return_offsets_mapping": True, "verbose": False},
-        )
-        return encoded["input_ids"], encoded["offset_mapping"], encoded["assistant_masks"]
+        with _refusals():
+            found = type(self._tokenizer).apply_chat_template(
+                cast(Any, _Characters(self._tokenizer)),
+                _conversation((message.role, message.content) for message in row.messages),
+                tokenize=True,
+                return_dict=True,
+                return_assistant_tokens_mask=True,
+                **self.variables,
+            )
+        marks, at = [], 0
+        for said, run in groupby(found["assistant_masks"][1:]):
+            end = at + sum(1 for _ in run)
+            if said:
+                marks.append((at, end))
+            at = end
+        return marks
 
     @property
     def variables(self) -> dict[str, Any]:
@@ -151,32 +167,26 @@ class ChatTemplate:
             before = places[one.first - 1][1] if one.first else 0
             limit = places[one.last + 1][0] if one.last + 1 < len(places) else len(written)
             answers.append(Spoken(one.turn + 1, before + one.prompt, places[one.last][1], limit))
-        return Rendering(written, tuple(answers), outline.notes)
+        if answers and answers[-1].turn == len(row.messages):
+            # Sentinels do not show it all: a template may look for a word and ask otherwise.
+            asked = self._prompt([(message.role, message.content) for message in row.messages[:-1]])
+            stands = written[: answers[-1].start]
+            if asked is not None and asked != stands:
+                raise _prompt_differs(len(row.messages), asked, stands)
+        others = tuple(
+            (turn + 1, *place)
+            for turn, place in zip(outline.skeleton.turns, places, strict=True)
+            if shape[turn][0] != "assistant"
+        )
+        return Rendering(written, tuple(answers), others, outline.notes)
 
     def _write(self, turns: Sequence[tuple[str, str]], *, prompt: bool = False) -> str:
-        return str(self._apply(turns, tokenize=False, add_generation_prompt=prompt))
-
-    def _apply(self, turns: Sequence[tuple[str, str]], **choices: Any) -> Any:
-        from jinja2 import TemplateError  # comes with transformers, which is there when there is a tokenizer
-
-        conversation = [{"role": role, "content": content} for role, content in turns]
-        try:
-            return self._tokenizer.apply_chat_template(conversation, **choices, **self.variables)
-        except (
-            TemplateError,
-            TypeError,
-            ValueError,
-            LookupError,
-            AttributeError,
-            ArithmeticError,
-            RecursionError,
-        ) as error:
-            # what a program in jinja can raise
-            raise RowRefused(
-                "template-refuses",
-                f"the chat template refuses it: {error}",
-                hint="templates may forbid a role, or an order of roles",
-            ) from error
+        with _refusals():
+            return str(
+                self._tokenizer.apply_chat_template(
+                    _conversation(turns), tokenize=False, add_generation_prompt=prompt, **self.variables
+                )
+            )
 
     def _parts(self, row: Row) -> tuple[Shape, list[str]]:
         """The row's shape, and its texts."""
@@ -218,7 +228,7 @@ class ChatTemplate:
                     f"the chat template has no prompt for turn {turn + 1} (assistant)",
                     hint="begin the conversation with a user turn",
                 )
-            return _Place(turn, first, last, before, 0, True)
+            return _Place(turn, first, last, "", len(before), True)
         held = written.startswith(asked)
         tail = tail_of(asked)
         # An earlier turn may stand in another form, as long as it can be told where it begins.
@@ -226,13 +236,9 @@ class ChatTemplate:
         alike = alike and (before.startswith(tail) or tail.startswith(before))
         last_turn = turn == len(turns) - 1
         if not (held and alike if last_turn else alike or self.marked):
-            raise RowRefused(
-                "prompt-differs",
-                f"the prompt that inference would send for turn {turn + 1} (assistant) is not what the chat template "
-                f"writes in training: inference sends {tail[-_EDGE:]!r}, and here stands {before[-_EDGE:]!r}",
-                hint="use a base model whose chat template writes an answer as it asks for it",
-            )
-        prompt = min(len(tail), len(before))
+            raise _prompt_differs(turn + 1, tail, before)
+        # Where only the markers tell, the answer begins with its text.
+        prompt = min(len(tail), len(before)) if alike else len(before)
         return _Place(turn, first, last, before[prompt:], prompt, held)
 
     def _prompt(self, turns: Sequence[tuple[str, str]]) -> str | None:
@@ -243,3 +249,57 @@ class ChatTemplate:
             return self._write(turns, prompt=True)
         except RowRefused:
             return None
+
+
+def _prompt_differs(turn: int, asked: str, before: str) -> RowRefused:
+    return RowRefused(
+        "prompt-differs",
+        f"the prompt that inference would send for turn {turn} (assistant) is not what the chat template writes in "
+        f"training: inference sends {asked[-_EDGE:]!r}, and here stands {before[-_EDGE:]!r}",
+        hint="use a base model whose chat template writes an answer as it asks for it",
+    )
+
+
+class _Characters:
+    """The tokenizer in all things but one: its tokens are characters, and one before them, since 0 is none there."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tokenizer, name)
+
+    def __call__(self, text: str, **_: Any) -> dict[str, Any]:
+        return _Encoded(input_ids=[0] * (len(text) + 1))
+
+
+class _Encoded(dict[str, Any]):
+    def char_to_token(self, _: int, character: int) -> int:
+        return character + 1
+
+
+def _conversation(turns: Iterable[tuple[str, str]]) -> list[dict[str, str]]:
+    return [{"role": role, "content": content} for role, content in turns]
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """What a program in jinja can raise becomes the row's refusal."""
+    from jinja2 import TemplateError  # comes with transformers, which is there when there is a tokenizer
+
+    try:
+        yield
+    except (
+        TemplateError,
+        TypeError,
+        ValueError,
+        LookupError,
+        AttributeError,
+        ArithmeticError,
+        RecursionError,
+    ) as error:
+        raise RowRefused(
+            "template-refuses",
+            f"the chat template refuses it: {error}",
+            hint="templates may forbid a role, or an order of roles",
+        ) from error

@@ -276,6 +276,32 @@ CORPUS: Final[dict[str, Broken]] = {
     "tools of the row": Broken(
         turns(user("a"), assistant("b"), tools=[{"type": "function"}]), [("tools", 1, "the row has tools")]
     ),
+    "images of the row": Broken(
+        turns(user("<image>What is it?"), assistant("A cat."), images=["cat.png"]),
+        [("media", 1, "the row has images, which the model would not be shown")],
+    ),
+    "an image of a turn": Broken(
+        turns(user("What is it?", image="cat.png"), assistant("A cat.")),
+        [("media", 1, "turn 1 has image, which the model would not be shown")],
+    ),
+    "no images": Broken(turns(user("What is it?", image=None), assistant("A cat."), images=[]), []),
+    "an unwanted answer": Broken(
+        line({"prompt": "a", "completion": "b", "label": True})
+        + line({"prompt": "c", "completion": "d", "label": False}),
+        [
+            (
+                "prompt-completion",
+                None,
+                "prompt and completion, read as a turn of the user and one of the assistant (rows: 1)",
+            ),
+            ("unwanted", 2, "the row has label false, which marks an unwanted answer in preference data"),
+        ],
+    ),
+    "an unwanted conversation": Broken(
+        line({"conversations": [human("a"), gpt("b")], "kto_tag": False}),
+        [("unwanted", 1, "the row has kto_tag false, which marks an unwanted answer in preference data")],
+    ),
+    "a label of a classification": Broken(turns(user("a"), assistant("b"), label=False), []),
     "a function call of ShareGPT": Broken(
         line({"conversations": [human("a"), {"from": "function_call", "value": "b"}, gpt("c")]}),
         [("tool-turn", 1, 'turn 2 has the role "function_call"')],

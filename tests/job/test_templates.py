@@ -354,3 +354,18 @@ def test_of_several_templates_the_default_one_is_used() -> None:
     other.chat_template = {"tool_use": named["tool_use"]}
     with pytest.raises(ModelInvalid, match="no chat template"):
         Renderer(other, max_length=999, stops=stops)
+
+
+def test_a_template_that_asks_otherwise_for_a_word_in_a_row_is_found_out(tmp_path: Path) -> None:
+    """Of a question with the word, inference opens and closes the reasoning; training would show nothing of it."""
+    asks = r"<|im_start|>assistant\n' }}"
+    switch = "{%- if '/quick' in messages[-1].content %}{{- '<think></think>' }}{%- endif %}"
+    assert asks in QWEN.template
+    family = replace(QWEN, template=QWEN.template.replace(asks, asks + switch))
+    folder = family.write(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    renderer = Renderer(tokenizer, max_length=1000, stops=stop_tokens(folder, tokenizer))
+    assert trained_runs(conversation([("user", "hello"), ("assistant", "us")]), renderer) == ["us<|im_end|>"]
+    with pytest.raises(RowRefused, match=r"inference sends '.*<think></think>', and here") as raised:
+        renderer.render(conversation([("user", "hello /quick"), ("assistant", "us")]))
+    assert raised.value.code == "prompt-differs"

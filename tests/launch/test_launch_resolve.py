@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from job.contract.layout import Key
 from job.contract.recipe import BaseModelRef
 from job.storage import open_store
 from launch.begin import new_record, new_run_id
-from launch.datasets import dataset_uri
+from launch.datasets import dataset_uri, local_copy
 from launch.recipe_file import read_recipe
 from launch.resolve import Resolved, check_same_recipe, check_unchanged, commit_of, resolve
 from tests.hubserver import HubServer
@@ -89,6 +91,13 @@ def test_places_that_cannot_be_read_from_are_refused(reference: str) -> None:
         dataset_uri(reference, Path("/r"))
 
 
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    os.mkfifo(path)
+    with pytest.raises(DatasetInvalid, match=r"rows\.jsonl is not a file"), local_copy(path.as_uri(), "rows.jsonl"):
+        pytest.fail("a pipe is no file")
+
+
 def test_a_missing_dataset_and_a_bad_line_are_named(tmp_path: Path) -> None:
     path = make_recipe(tmp_path)
     rows = tmp_path / "rows.jsonl"
@@ -134,6 +143,42 @@ def test_a_local_model_becomes_an_absolute_path(tmp_path: Path) -> None:
     write_small_model(tmp_path / "model")
     path = make_recipe(tmp_path / "recipes", base_model={"id": "../model"})
     assert resolved(path).recipe.base_model.id == str(tmp_path / "model")
+
+
+INDEX = json.dumps({"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}).encode()
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ({"consolidated.safetensors": b"1234"}, "has consolidated.safetensors, but neither model.safetensors nor"),
+        ({"model-1.safetensors": b"1234"}, "has model-1.safetensors, but neither model.safetensors nor"),
+        (
+            {"model-1.safetensors": b"1234", "model.safetensors.index.json": INDEX},
+            "lacks 1 of the 2 files that its model.safetensors.index.json names: model-2.safetensors",
+        ),
+        ({"model-1.safetensors": b"1234", "model.safetensors.index.json": b"[]"}, "names no files"),
+    ],
+)
+def test_weights_that_would_not_be_found_are_refused_before_they_are_brought(
+    tmp_path: Path, files: dict[str, bytes], said: str
+) -> None:
+    folder = write_small_model(tmp_path / "model", **files)
+    (folder / "model.safetensors").unlink()
+    path = make_recipe(tmp_path / "recipes", base_model={"id": str(folder)})
+    with pytest.raises(ModelInvalid, match=re.escape(said)):
+        resolved(path)
+
+
+def test_weights_that_will_be_found_are_taken(tmp_path: Path) -> None:
+    shards = {"model-1.safetensors": b"1234", "model-2.safetensors": b"5", "model.safetensors.index.json": INDEX}
+    (write_small_model(tmp_path / "shards", **shards) / "model.safetensors").unlink()
+    write_small_model(tmp_path / "whole", **{"model.safetensors.index.json": INDEX})  # which nobody reads then
+    config = json.dumps(json.loads(MODEL["config.json"]) | {"transformers_weights": "mine.safetensors"}).encode()
+    named = write_small_model(tmp_path / "named", **{"config.json": config, "mine.safetensors": b"1234"})
+    (named / "model.safetensors").unlink()
+    for name in ("shards", "whole", "named"):
+        assert resolved(make_recipe(tmp_path / "recipes", base_model={"id": str(tmp_path / name)})).base_model.files
 
 
 def test_a_file_uri_is_the_folder_it_names(tmp_path: Path) -> None:
