@@ -19,6 +19,7 @@ from job.contract.errors import Damaged, ModelInvalid, TrainingFailed
 from job.contract.quantised import is_quantised, refuse_quantised
 from job.contract.recipe import Recipe
 from job.contract.records import Hardware
+from job.dataset.control import read_object
 from job.dataset.render import RenderedRow
 from job.tensors import frozen, write_tensors
 from job.weights import Base
@@ -141,11 +142,9 @@ def _embedded(model: Any) -> int:
 def _is_published_quantised(recipe: Recipe, base: Base) -> bool:
     """Whether the weights are in 4 bits already. Raises ModelInvalid when they cannot be trained so."""
     try:
-        config = json.loads((base.folder / "config.json").read_bytes())
-    except (OSError, ValueError):
+        config = read_object(base.folder / "config.json")
+    except ModelInvalid:
         return False  # whoever loads it says what is wrong
-    if not isinstance(config, dict):
-        return False
     if (refused := refuse_quantised(config, recipe.method, model=recipe.base_model.id)) is not None:
         raise refused
     return is_quantised(config)
@@ -159,26 +158,23 @@ def _check_targets(recipe: Recipe, model: Any) -> None:
         ModelInvalid: names those that are none; or one is the output layer, whose adapter the loss would pass by, or
             shares its weight.
     """
-    targets = () if recipe.lora.target_modules == "all-linear" else recipe.lora.target_modules
-    head = model.get_output_embeddings()
-    named = dict(model.named_modules())
-    # As PEFT matches them: the whole name, or its end behind a dot.
-    found = {target: [m for name, m in named.items() if f".{name}".endswith(f".{target}")] for target in targets}
-    nothing = [target for target in targets if not found[target]]
+    modules = dict(model.named_modules())
+    found = recipe.lora.targets_in(modules)
+    nothing = [target for target, fitting in found.items() if not fitting]
     if nothing:
         raise ModelInvalid(
             f"lora.target_modules fits nothing in {recipe.base_model.id} with {', '.join(map(repr, nothing))}",
             hint='correct it, or leave lora.target_modules out for "all-linear"',
         )
-    if any(module is head for modules in found.values() for module in modules):
+    named = {id(modules[name]) for fitting in found.values() for name in fitting}
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    if id(head) in named:
         raise ModelInvalid(
             f"lora.target_modules names the output layer of {recipe.base_model.id}: its adapter would not be trained, "
             "since the loss is computed with the layer's own weights",
             hint='leave it out, or lora.target_modules for "all-linear"',
         )
-    embedding = model.get_input_embeddings()
-    tied = head is not None and head.weight is embedding.weight
-    if tied and any(module is embedding for modules in found.values() for module in modules):
+    if head is not None and head.weight is embedding.weight and id(embedding) in named:
         raise ModelInvalid(
             f"lora.target_modules names the embedding of {recipe.base_model.id}, which is its output layer too: an "
             "adapter is trained as the embedding's alone, and would change both where it is merged",

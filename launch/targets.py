@@ -15,11 +15,10 @@ _ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 def unknown_targets(lora: Lora, shape: Shape) -> tuple[str, ...]:
     """The names that fit no module which can be trained; none for a model whose modules are not known."""
-    if lora.target_modules == "all-linear" or shape.kind not in ARCHITECTURES:
+    if shape.kind not in ARCHITECTURES:
         return ()
-    names = [".model.embed_tokens"]
+    names = ["model.embed_tokens"]
     for layer in range(shape.layers):
         for name in shape.linears:
-            names.append(f".model.layers.{layer}.{'self_attn' if name in _ATTENTION else 'mlp'}.{name}")
-    # As PEFT matches them: the whole name, or its end behind a dot.
-    return tuple(each for each in lora.target_modules if not any(name.endswith(f".{each}") for name in names))
+            names.append(f"model.layers.{layer}.{'self_attn' if name in _ATTENTION else 'mlp'}.{name}")
+    return tuple(target for target, fitting in lora.targets_in(names).items() if not fitting)

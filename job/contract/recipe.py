@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import (
@@ -134,6 +135,13 @@ class Lora(Section):
         if self.target_modules == ():
             raise ValueError('target_modules is empty: nothing would be trained; leave it out for "all-linear"')
         return self
+
+    def targets_in(self, modules: Iterable[str]) -> dict[str, list[str]]:
+        """Of the names of a model's modules, those that each target fits, as PEFT matches them: the whole name, or its
+        end behind a dot. Nothing for "all-linear"."""
+        targets = () if self.target_modules == "all-linear" else self.target_modules
+        names = list(modules)
+        return {target: [name for name in names if f".{name}".endswith(f".{target}")] for target in targets}
 
 
 class EarlyStopping(Section):
