@@ -21,7 +21,7 @@ from launch.backend import Backend
 from launch.home import Remembered, forget, note_submission, recall, remember
 from launch.plan import Plan
 from launch.resolve import Resolved, check_same_recipe, check_unchanged
-from launch.runs import Describes, RunReader, newest_submission, read_run
+from launch.runs import Describes, RunReader, newest_submission, read_run, submitted
 from launch.settings import ftjob_version
 
 MAY_LIVE_SECONDS: Final = 120.0
@@ -101,8 +101,7 @@ def check_same_bucket(known: Remembered, store: Store) -> None:
 def next_submission(store: Store, run_id: str) -> int:
     """The number that a launch of the run takes, if no other launcher is faster. Asked before anything else about the
     run: whatever is decided then holds for as long as the number is free. Raises StorageError."""
-    layout = RunLayout(run_id)
-    return max((layout.submitted(info.key) or 0 for info in store.list(layout.submissions)), default=0) + 1
+    return max(submitted(store, run_id), default=0) + 1
 
 
 def submit_run(

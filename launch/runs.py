@@ -63,18 +63,23 @@ def newest_adapter(store: Store, run_id: str) -> AdapterManifest | None:
 
 def newest_submission(store: Store, run_id: str) -> Submission | None:
     """What the run was handed over with last; None when it never was. Raises StorageError, Damaged."""
-    layout = RunLayout(run_id)
-    keys = [info.key for info in store.list(layout.submissions) if layout.submitted(info.key) is not None]
+    keys = submitted(store, run_id)
     if not keys:
         return None
-    return Submission.from_bytes(store.get(keys[-1]), name=f"the last submission of run {run_id}")
+    return Submission.from_bytes(store.get(keys[max(keys)]), name=f"the last submission of run {run_id}")
 
 
 def submissions_of(store: Store, run_id: str) -> list[Submission]:
     """Everything the run was handed over with, in order. Raises StorageError, Damaged."""
-    layout = RunLayout(run_id)
-    keys = [info.key for info in store.list(layout.submissions) if layout.submitted(info.key) is not None]
+    keys = submitted(store, run_id).values()
     return [Submission.from_bytes(store.get(key), name=f"{key} of run {run_id}") for key in keys]
+
+
+def submitted(store: Store, run_id: str) -> dict[int, Key]:
+    """The keys of a run's submissions by their numbers, in order. Raises StorageError."""
+    layout = RunLayout(run_id)
+    numbers = ((layout.submitted(info.key), info.key) for info in store.list(layout.submissions))
+    return {number: key for number, key in numbers if number is not None}
 
 
 def list_runs(store: Store) -> Iterator[str]:
