@@ -169,31 +169,31 @@ def _look(
 
 def _of_model(recipe: Recipe, model: ModelFacts | None, failure: FtjobError | None) -> Iterator[Problem]:
     """What is wrong with the base model, apart from what its template does to the rows."""
+
+    def error(code: str, message: str, hint: str) -> Problem:
+        return Problem(code=code, severity="error", file="", message=message, hint=hint)
+
     refused = failure if isinstance(failure, ModelInvalid) else model.refused if model is not None else None
     if refused is not None:
-        yield Problem(code="model", severity="error", file="", message=refused.message, hint=refused.hint)
-    shape = model.shape if model is not None else ""
+        yield error("model", refused.message, refused.hint)
+    if model is None:
+        return
+    shape = model.shape
     if not isinstance(shape, str) and (unknown := unknown_targets(recipe.lora, shape)):
-        yield Problem(
-            code="target-modules",
-            severity="error",
-            file="",
-            message=f"lora.target_modules fits nothing that can be trained in {recipe.base_model.id} with "
+        yield error(
+            "target-modules",
+            f"lora.target_modules fits nothing that can be trained in {recipe.base_model.id} with "
             f"{', '.join(map(repr, unknown))}",
-            hint='correct it, or leave lora.target_modules out for "all-linear"',
+            'correct it, or leave lora.target_modules out for "all-linear"',
         )
-    config = model.config if model is not None else ""
-    if not isinstance(config, str) and (
-        quantised := refuse_quantised(config, recipe.method, model=recipe.base_model.id)
-    ):
-        yield Problem(code="model", severity="error", file="", message=quantised.message, hint=quantised.hint)
-    leak = leak_of(config) if recipe.training.packing and not isinstance(config, str) else None
-    if leak is not None:
-        yield Problem(
-            code="packing-leaks",
-            severity="error",
-            file="",
-            message=f"packed rows would see each other: base model {recipe.base_model.id} has {leak}, "
+    if isinstance(model.config, str):
+        return
+    if (quantised := refuse_quantised(model.config, recipe.method, model=recipe.base_model.id)) is not None:
+        yield error("model", quantised.message, quantised.hint)
+    if recipe.training.packing and (leak := leak_of(model.config)) is not None:
+        yield error(
+            "packing-leaks",
+            f"packed rows would see each other: base model {recipe.base_model.id} has {leak}, "
             f"which carry a state from one row into the next",
-            hint="set training.packing to false",
+            "set training.packing to false",
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime
 from typing import Any, Final, Protocol
 
 from job.contract.environ import JobEnviron
@@ -227,10 +228,14 @@ class CloudBackend:
             jobs = self._sky.jobs(job_name(run_id))
         except FtjobError as error:
             return Described(BackendState.UNREACHABLE, error.message)
+        known = recall(self._settings.home, run_id)
+        if known is not None and known.backend != self.name:
+            known = None
+        handed = known.submitted_at if known is not None else None
         if jobs:
             job = jobs[0]
             state = _STATES.get(job.status)
-            fresh = self._handed_over_since(run_id, job.submitted_at) if job.submitted_at else None
+            fresh = self._just_handed_over(handed, after=job.submitted_at) if job.submitted_at else None
             if fresh is not None and not _is_alive(job):
                 return fresh
             if state is None:
@@ -238,23 +243,24 @@ class CloudBackend:
                     BackendState.UNREACHABLE, f"SkyPilot says {job.status}, which this ftjob does not know"
                 )
             return Described(state, _detail(job))
-        known = recall(self._settings.home, run_id)
-        if known is None or known.backend != self.name:
+        if known is None:
             return Described(BackendState.UNREACHABLE, "this machine's SkyPilot does not know it: launched elsewhere")
-        if known.submitted_at is None:
+        if handed is None:
             return Described(BackendState.GONE, "it was never handed to SkyPilot")
-        fresh = self._handed_over_since(run_id, 0.0)
-        return fresh or Described(BackendState.GONE, "SkyPilot has no job of it")
+        return self._just_handed_over(handed) or Described(BackendState.GONE, "SkyPilot has no job of it")
 
-    def _handed_over_since(self, run_id: str, when: float) -> Described | None:
-        """What to say while SkyPilot's queue may not show yet what it was given here after that moment, or else None.
-        The end of the job before must not be taken for this one's: whoever goes on then buys a second machine."""
-        known = recall(self._settings.home, run_id)
-        if known is None or known.backend != self.name or known.submitted_at is None:
+    def _just_handed_over(self, handed: datetime | None, *, after: float = 0.0) -> Described | None:
+        """What to say while SkyPilot's queue may not show yet what it was given here, or else None. The end of the job
+        before must not be taken for this one's: whoever goes on then buys a second machine.
+
+        Args:
+            handed: when this machine gave it the run.
+            after: seconds since 1970; what was given before then is no news.
+        """
+        if handed is None or handed.timestamp() <= after:
             return None
-        at = known.submitted_at.timestamp()
-        since = self._clock() - at
-        if at <= when or since >= FRESH_SECONDS:
+        since = self._clock() - handed.timestamp()
+        if since >= FRESH_SECONDS:
             return None
         return Described(BackendState.QUEUED, f"handed to SkyPilot {since:.0f} s ago")
 
